@@ -1,0 +1,58 @@
+"""The four callbacks of an object, as the kernel calls them.
+
+Only pre_patch can refuse. post_unpatch pairs with pre_patch, by a flag; pre_unpatch pairs with post_patch, by who
+calls it.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from . import log
+from .model import LivepatchError, Object, reason
+
+
+def pre_patch(obj: Object) -> None:
+    callback = obj.callbacks.pre_patch
+    refused: LivepatchError | None = None
+    cause: BaseException | None = None
+    if callback is not None:
+        try:
+            result = callback(obj)
+        except Exception as error:
+            cause = error
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
+            refused = LivepatchError(number, str(error) or repr(error))
+        else:
+            if result is not None and result != 0:
+                number = -result if isinstance(result, int) and result < 0 else errno.EINVAL
+                refused = LivepatchError(
+                    number, f"The pre-patch callback for '{obj.shown_name}' refused: {reason(number)}."
+                )
+    if refused is not None:
+        log.warning(f"pre-patch callback failed for object '{obj.shown_name}'")
+        raise refused from cause
+    obj.post_unpatch_due = True
+
+
+def _run(callback: Any, obj: Object) -> None:
+    if callback is not None:
+        try:
+            callback(obj)
+        except Exception as error:
+            log.warning(f"a callback for object '{obj.shown_name}' failed and was ignored: {error!r}")
+
+
+def post_patch(obj: Object) -> None:
+    _run(obj.callbacks.post_patch, obj)
+
+
+def pre_unpatch(obj: Object) -> None:
+    _run(obj.callbacks.pre_unpatch, obj)
+
+
+def post_unpatch(obj: Object) -> None:
+    if obj.post_unpatch_due:
+        obj.post_unpatch_due = False
+        _run(obj.callbacks.post_unpatch, obj)

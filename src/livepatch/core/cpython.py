@@ -1,0 +1,68 @@
+"""Every fact about a particular CPython version, under a name, and no version check anywhere else.
+
+Each fact has a test in `tests/core/test_cpython.py` that fails when it stops being true.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import sys
+import threading
+from types import FunctionType
+from typing import Any
+
+VERSION = sys.version_info[:2]
+
+#: Annotations are computed on demand by `__annotate__` (PEP 649); reading `__annotations__` may raise.
+LAZY_ANNOTATIONS = hasattr(FunctionType, "__annotate__")
+
+#: Functions have `__type_params__` (PEP 695).
+TYPE_PARAMS = hasattr(FunctionType, "__type_params__")
+
+#: `sys.remote_exec` exists (PEP 768).
+REMOTE_EXEC = hasattr(sys, "remote_exec")
+
+#: The name in `threading` of the function by which `Thread.start` starts a thread. The older one returns the
+#: new thread's ident, the newer one is given a handle that has it.
+THREAD_STARTER = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
+
+
+def unsupported() -> str | None:
+    """Why this interpreter cannot be patched live, as one sentence, or None."""
+    if sys.implementation.name != "cpython":
+        return f"livepatch needs CPython, and this is {platform.python_implementation()}."
+    if VERSION < (3, 11):
+        return "livepatch needs CPython 3.11 or newer."
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return "livepatch does not support a free-threaded interpreter; run it with the GIL enabled."
+    return None
+
+
+def thread_ident(started: Any, arguments: dict[str, Any]) -> int | None:
+    """The ident of a thread that `THREAD_STARTER` just started, from its result and keyword arguments."""
+    handle = arguments.get("handle")
+    return getattr(handle, "ident", None) if handle is not None else started
+
+
+def asyncio_tasks(asyncio: Any) -> list[Any]:
+    """All asyncio tasks that are not done, of every loop and thread; may be called from any thread.
+
+    Up to 3.13 they are in weak sets, whose data is copied by one call in C, so that a loop that creates tasks
+    meanwhile cannot disturb it. From 3.14 on, tasks of the C class are in lists inside the interpreter that can
+    only be asked for by loop, and nothing lists the loops; but an instance refers to its class.
+    """
+    tasks = asyncio.tasks
+    found: list[Any] = []
+    for name in ("_all_tasks", "_scheduled_tasks"):
+        weak_set = getattr(tasks, name, None)
+        if weak_set is not None:
+            found += [reference() for reference in weak_set.data.copy()]
+    found += tuple(getattr(tasks, "_eager_tasks", ()))
+    if hasattr(tasks, "_c_all_tasks"):
+        classes = [asyncio.Task]
+        for cls in classes:
+            classes += cls.__subclasses__()
+        found += [task for task in gc.get_referrers(*classes) if isinstance(task, asyncio.Task)]
+    unique = {id(task): task for task in found if task is not None}
+    return [task for task in unique.values() if not task.done()]

@@ -1,0 +1,293 @@
+"""What a patch author writes, and what an administrator reads.
+
+A `Patch` replaces functions (`Func`) in Python modules (`Object`). As in the kernel's structures, every
+class keeps the author's part and the core's part apart: the first is set by the constructor and never
+changes, the second belongs to the registry and is reset by `init()` each time the patch is enabled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+#: What an object that is the main program is called where a name must be shown.
+BASE_OBJECT = "__main__"
+
+#: The attributes of a function object that a `Body` may give new values.
+BODY_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__annotations__", "__doc__", "__type_params__")
+
+
+class LivepatchError(OSError):
+    """An operation was refused and nothing was changed.
+
+    `errno` is what the kernel returns in the same situation; `str()` is one sentence that says what is
+    wrong and what to do.
+    """
+
+    def __init__(self, number: int, sentence: str) -> None:
+        super().__init__(number, sentence)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    @property
+    def symbol(self) -> str:
+        """The errno's name, `EBUSY` and so on."""
+        import errno
+
+        return errno.errorcode.get(self.errno or 0, str(self.errno))
+
+
+def reason(number: int) -> str:
+    """The operating system's words for an errno."""
+    return os.strerror(number)
+
+
+class Body:
+    """New code for a function, to run in the original's own globals and closure cells.
+
+    This is what a patch built from source consists of. `attributes` holds the new values of those
+    attributes in `BODY_ATTRIBUTES` that change; all others stay as each function object has them. It may be
+    filled as late as the object's `pre_patch` callback.
+    """
+
+    __slots__ = ("attributes", "code")
+
+    def __init__(self, code: CodeType, attributes: dict[str, Any] | None = None) -> None:
+        self.code = code
+        self.attributes: dict[str, Any] = {} if attributes is None else attributes
+
+
+class Func:
+    """One replaced function: the original's qualified name in its module, and what runs instead.
+
+    `old_sympos` tells apart functions that share a qualified name (the getter and setter of a property,
+    redefinitions): 0 means the name must be unique, n means the n-th in order of definition. An `immediate`
+    function takes no part in the consistency model. `suspended="ignore"` lets suspended generators and
+    coroutines of the function run on in their version without holding up a transition.
+    """
+
+    __slots__ = (
+        "immediate",
+        "new_func",
+        "old_code",
+        "old_name",
+        "old_sympos",
+        "patched",
+        "suspended",
+        "transition",
+    )
+
+    def __init__(
+        self,
+        old_name: str,
+        new_func: FunctionType | Body | Callable[..., Any],
+        *,
+        old_sympos: int = 0,
+        immediate: bool = False,
+        suspended: str = "wait",
+    ) -> None:
+        # The author's part.
+        self.old_name = old_name
+        self.new_func = new_func
+        self.old_sympos = old_sympos
+        self.immediate = immediate
+        self.suspended = suspended
+        self.init()
+
+    def init(self) -> None:
+        """Reset the core's part.
+
+        (patched, transition) goes 00 -> 01 -> 11 -> 10 while patching and 10 -> 11 -> 01 -> 00 while
+        unpatching. `transition` is set on all functions of a patch, also on those of absent modules, so that a
+        module that comes in the middle is treated like all others.
+        """
+        self.old_code: CodeType | None = None  # the original, once the object is loaded
+        self.patched = False  # it is on its redirection's stack
+        self.transition = False  # it is being applied or reverted
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Identity within an object; positions 0 and 1 collide, as in the kernel's tree."""
+        return self.old_name, self.old_sympos or 1
+
+    def __repr__(self) -> str:
+        return f"<Func {self.old_name},{self.old_sympos or 1}>"
+
+
+class Callbacks:
+    """Called with the `Object`, each optional: around patching and unpatching of a loaded object.
+
+    `pre_patch` refuses by raising or by returning anything but None or 0; a negative number is passed on as
+    the errno. Exceptions in the other three are logged and swallowed: a transition cannot be stopped there.
+    They run under the registry's lock: they must not enable, disable or unload patches.
+    """
+
+    __slots__ = ("post_patch", "post_unpatch", "pre_patch", "pre_unpatch")
+
+    def __init__(
+        self,
+        pre_patch: Callable[[Object], object] | None = None,
+        post_patch: Callable[[Object], object] | None = None,
+        pre_unpatch: Callable[[Object], object] | None = None,
+        post_unpatch: Callable[[Object], object] | None = None,
+    ) -> None:
+        self.pre_patch = pre_patch
+        self.post_patch = post_patch
+        self.pre_unpatch = pre_unpatch
+        self.post_unpatch = post_unpatch
+
+
+class Object:
+    """One Python module that a patch touches, by dotted name; None is the main program.
+
+    The module need not be imported: then the object waits for it. Callbacks find the live module in `module`
+    and "LIVE", "COMING" or "GOING" in `module_state` (both None while it is absent, the state also for the
+    base object).
+    """
+
+    __slots__ = (
+        "callbacks",
+        "derived",
+        "funcs",
+        "module",
+        "module_state",
+        "name",
+        "patched",
+        "post_unpatch_due",
+    )
+
+    def __init__(self, name: str | None, funcs: Iterable[Func] = (), *, callbacks: Callbacks | None = None) -> None:
+        # The author's part.
+        self.name = name
+        self.funcs = list(funcs)
+        self.callbacks = callbacks or Callbacks()
+        self.init()
+
+    def init(self) -> None:
+        """Reset the core's part, the functions' included."""
+        self.module: ModuleType | None = None
+        self.module_state: str | None = None
+        self.derived: list[Func] = []  # the functions around nested ones, which must make redirected closures
+        self.patched = False  # its functions are on their stacks; true as well if it has none
+        self.post_unpatch_due = False  # pre_patch succeeded and post_unpatch has not run
+        for func in self.funcs:
+            func.init()
+
+    def all_funcs(self) -> list[Func]:
+        """The author's functions and the derived ones, those nested deepest first."""
+        return sorted([*self.funcs, *self.derived], key=lambda func: -func.old_name.count("<locals>"))
+
+    @property
+    def shown_name(self) -> str:
+        """The name in messages and in the attribute tree."""
+        return BASE_OBJECT if self.name is None else self.name
+
+    def __repr__(self) -> str:
+        return f"<Object {self.shown_name}>"
+
+
+class State:
+    """A modification of the system that outlives single patches; see the kernel's system states."""
+
+    __slots__ = ("data", "id", "version")
+
+    def __init__(self, id: Any, version: int, data: Any = None) -> None:
+        self.id = id
+        self.version = version
+        self.data = data
+
+
+class Patch:
+    """A set of replacements that takes effect, and is taken back, as one.
+
+    The name is the patch's identity in the process. `consistency="stack"` moves a task when none of the patched
+    functions is on its stack.
+    """
+
+    __slots__ = (
+        "consistency",
+        "description",
+        "enabled",
+        "forced",
+        "immediate",
+        "name",
+        "objects",
+        "replace",
+        "states",
+        "version",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        objects: Iterable[Object],
+        *,
+        replace: bool = False,
+        consistency: str = "stack",
+        immediate: bool = False,
+        states: Sequence[State] = (),
+        version: str = "",
+        description: str = "",
+    ) -> None:
+        # The author's part.
+        self.name = name
+        self.objects = list(objects)
+        self.replace = replace
+        self.consistency = consistency
+        self.immediate = immediate
+        self.states = tuple(states)
+        self.version = version
+        self.description = description
+        self.init()
+
+    def init(self) -> None:
+        """Reset the core's part, objects and functions included."""
+        self.enabled = False  # the goal: true as soon as an enabling transition started
+        self.forced = False  # a forced transition took it away: it can never be unloaded
+        for obj in self.objects:
+            obj.init()
+
+    def __repr__(self) -> str:
+        return f"<Patch {self.name}>"
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    """A patch as an administrator sees it. `enabled` is the goal; `transition` says it is not reached yet.
+
+    `seconds`, `total` and `left` describe the running transition: its age, the tasks it found, and those that
+    have not moved yet.
+    """
+
+    name: str
+    enabled: bool
+    transition: bool
+    replace: bool
+    stack_order: int
+    forced: bool
+    version: str = ""
+    description: str = ""
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    total: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """A task as an administrator sees it; `patch_state` is -1 (no transition), 0 (unpatched) or 1 (patched).
+
+    `blocking` holds the frames that keep it from moving and `stack` all of them, innermost first, each as
+    "function (file:line)".
+    """
+
+    kind: str
+    name: str
+    ident: str
+    patch_state: int
+    blocking: list[str] = field(default_factory=list)
+    stack: list[str] = field(default_factory=list)

@@ -1,0 +1,385 @@
+"""Redirection: which version of a function a call reaches, and how it gets there.
+
+Outside of a transition a function object carries the code of the version in front *directly*: a patched function
+costs exactly what an ordinary one costs. While a transition that touches it runs, it carries a trampoline
+(`trampoline.py`), which asks the transition for the state of the running task and calls that version.
+
+A `Redirection` belongs to one original code object, not to a name and not to a function object: one `def` gives one
+code object and any number of functions that carry it (closures, clones, whatever decorators, registries and partials
+hold them). They are found by asking the garbage collector who refers to the code. Code objects compare by value, so
+everything here is keyed by identity and keeps what it keys.
+
+Closures born while a transition runs must be redirected from birth: their code is a constant in the enclosing
+function, so in both of its versions that constant is a birth trampoline until the transition has completed.
+
+Several attributes change together, and the thread may be switched between any two steps. The trampoline
+ignores defaults, so `__code__` comes first on the way in, and last on the way out.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from types import CellType, CodeType, FunctionType
+from typing import Any
+
+from . import cpython
+from .codes import kind
+from .heap import referrers
+from .model import Body, Func, LivepatchError
+from .stacks import Footprint
+from .trampoline import forwarder, parameters, replace_constants, trampoline
+from .transition import PATCHED, UNPATCHED, Transition
+
+_COPIED = ("__defaults__", "__kwdefaults__", "__doc__")
+
+#: The private functions that stand for versions during a transition; they carry originals' code, too.
+_version_functions: weakref.WeakSet[FunctionType] = weakref.WeakSet()
+
+
+def is_version(function: FunctionType) -> bool:
+    """This function object is livepatch's own, although it carries a module's code."""
+    return function in _version_functions
+
+
+def functions_of(codes: Iterable[CodeType]) -> dict[int, list[FunctionType]]:
+    """All function objects that carry one of the codes, by the code's id: one pass over the heap."""
+    wanted = {id(code): code for code in codes}
+    found: dict[int, list[FunctionType]] = {key: [] for key in wanted}
+    for thing in referrers(*wanted.values()):
+        if type(thing) is FunctionType and id(thing.__code__) in wanted and not is_version(thing):
+            found[id(thing.__code__)].append(thing)
+    return found
+
+
+class Redirection:
+    """One original function with at least one replacement: the kernel's `klp_ops`."""
+
+    def __init__(self, original: CodeType) -> None:
+        self.original = original
+        self.nested = "<locals>" in original.co_qualname
+        self.stack: list[Func] = []  # front first
+        self.functions: list[weakref.ref[FunctionType]] = []
+        self._saved: weakref.WeakKeyDictionary[FunctionType, dict[str, Any]] = weakref.WeakKeyDictionary()
+        self._direct: dict[int, CodeType] = {}
+        self._trampolines: list[CodeType] = []
+        self._births: dict[int, CodeType] = {}  # by state
+        self._rebuilt: list[tuple[int, CodeType]] = []  # (state, code with births in it)
+
+    # -- the versions -------------------------------------------------------------------------------
+
+    def front(self) -> Func | None:
+        """The version that is in force, or will be when the running transition completes; None: the original."""
+        return self.stack[0] if self.stack else None
+
+    def below(self, func: Func) -> Func | None:
+        """The version beneath a function; None: the original."""
+        at = self.stack.index(func) + 1
+        return self.stack[at] if at < len(self.stack) else None
+
+    def direct(self, func: Func | None) -> CodeType:
+        """The code that function objects carry when this version is in force."""
+        if func is None:
+            return self.original
+        code = self._direct.get(id(func))
+        if code is None:
+            code = self._direct[id(func)] = self._make_direct(func)
+        return code
+
+    def _make_direct(self, func: Func) -> CodeType:
+        new = func.new_func
+        if isinstance(new, Body):
+            if new.code.co_freevars == self.original.co_freevars:
+                return new.code
+            if not new.code.co_freevars:
+                return new.code.replace(co_freevars=self.original.co_freevars)
+            return forwarder(self.original, self._bind_class(func, new))
+        return forwarder(self.original, new)
+
+    def _bind_class(self, func: Func, body: Body) -> FunctionType:
+        """New code uses `super()` or `__class__` where the old did not: it needs a cell that holds the class."""
+        function = next(iter(self.live()), None)
+        path = func.old_name.split(".")[:-1]
+        if body.code.co_freevars == ("__class__",) and function is not None and path and "<locals>" not in path:
+            owner: Any = function.__globals__.get(path[0])
+            for name in path[1:]:
+                owner = getattr(owner, name, None)
+            if isinstance(owner, type):
+                return _clone(body.code, function, {**self.saved(function), **body.attributes}, (CellType(owner),))
+        raise LivepatchError(
+            errno.EINVAL,
+            f"'{func.old_name}' cannot be given the free variables of its new version; rebuild the patch.",
+        )
+
+    def code_of(self, func: Func | None) -> list[CodeType]:
+        """All code that runs when this version does."""
+        if func is None:
+            codes = [self.original]
+        elif isinstance(func.new_func, Body):
+            codes = [func.new_func.code, self.direct(func)]
+        else:
+            codes = [func.new_func.__code__, self.direct(func)]
+        front = self.front()
+        if front is not None:
+            state = PATCHED if func is front else UNPATCHED
+            codes += [code for s, code in self._rebuilt if s == state]
+        return codes
+
+    def codes(self) -> list[CodeType]:
+        """All code under which a function object of this redirection can be found."""
+        known = [self.original, *map(self.direct, self.stack), *self._births.values(), *self._trampolines]
+        return list({id(code): code for code in known}.values())
+
+    # -- function objects ---------------------------------------------------------------------------
+
+    def adopt(self, found: dict[int, list[FunctionType]]) -> None:
+        """These are the function objects now; see `functions_of`.
+
+        Whoever carries the original's code is one. Of those that carry a version's, only closures can be new; any other
+        that was never patched has it from elsewhere, and it is not ours to exchange.
+        """
+        mine = [
+            function
+            for code in self.codes()
+            for function in found.get(id(code), ())
+            if code is self.original or self.nested or function in self._saved
+        ]
+        self.functions = [weakref.ref(function) for function in mine]
+
+    def live(self) -> list[FunctionType]:
+        """The function objects that are still there."""
+        return [function for reference in self.functions if (function := reference()) is not None]
+
+    def saved(self, function: FunctionType) -> dict[str, Any]:
+        """What the function had before it was patched for the first time, or was born with."""
+        attributes = self._saved.get(function)
+        if attributes is None:
+            attributes = {name: getattr(function, name) for name in _COPIED}
+            if cpython.LAZY_ANNOTATIONS and function.__annotate__ is not None:  # type: ignore[attr-defined]
+                attributes["__annotate__"] = function.__annotate__  # type: ignore[attr-defined]
+            else:
+                attributes["__annotations__"] = function.__annotations__
+            if cpython.TYPE_PARAMS:
+                attributes["__type_params__"] = function.__type_params__  # type: ignore[attr-defined]
+            self._saved[function] = attributes
+        return attributes
+
+    def attributes(self, function: FunctionType, func: Func | None) -> dict[str, Any]:
+        """The attributes that a function object has when a version is in force."""
+        attributes = dict(self.saved(function))
+        changes: dict[str, Any] = {}
+        if func is not None and isinstance(func.new_func, Body):
+            changes = func.new_func.attributes
+        elif func is not None and isinstance(func.new_func, FunctionType):
+            changes = dict(self.saved(func.new_func))
+            if self.nested:  # every closure was born with defaults of its own
+                del changes["__defaults__"], changes["__kwdefaults__"]
+        if "__annotations__" in changes or "__annotate__" in changes:
+            attributes.pop("__annotations__", None)
+            attributes.pop("__annotate__", None)
+        return attributes | changes
+
+    def version(self, function: FunctionType, func: Func | None) -> FunctionType:
+        """A private function that runs a version with the globals and cells of `function`."""
+        attributes = self.attributes(function, func)
+        if func is not None and isinstance(func.new_func, FunctionType):
+            new = func.new_func
+            return _clone(new.__code__, new, attributes, new.__closure__) if self.nested else new
+        code = self.original if func is None else func.new_func.code  # type: ignore[union-attr]
+        if func is not None and code.co_freevars not in ((), self.original.co_freevars):
+            code = self.direct(func)
+        return _clone(code, function, attributes, function.__closure__ if code.co_freevars else None)
+
+    # -- in and out of a transition -----------------------------------------------------------------
+
+    def install(self, transition: Transition, nested: dict[int, Redirection]) -> None:
+        """Put trampolines into all function objects. `nested` are redirections in the same patch, by original code."""
+        func = self.front()
+        assert func is not None
+        below = self.below(func)
+        counted = kind(self.original) == "function"
+        track = _tracker(transition, func)
+        leave = _leaver(transition, counted)
+        for function in self.live():
+            versions = self.version(function, below), self.version(function, func)
+            for state, version in enumerate(versions):
+                self._renew_births(version, state, transition, nested)
+            enter = _enterer(transition, versions, counted, weakref.ref(function))
+            code = trampoline(self.original, enter, track, leave)
+            self._trampolines.append(code)
+            function.__code__ = code
+
+    def _renew_births(
+        self, version: FunctionType, state: int, transition: Transition, nested: dict[int, Redirection]
+    ) -> None:
+        if not is_version(version):
+            return
+        births = {key: inner.birth(state, transition, version.__globals__) for key, inner in nested.items()}
+        code = replace_constants(version.__code__, births)
+        if code is not version.__code__:
+            version.__code__ = code
+            self._rebuilt.append((state, code))
+
+    def birth(self, state: int, transition: Transition, namespace: dict[str, Any]) -> CodeType:
+        """The code with which a closure is born in one of the two worlds while the transition runs."""
+        code = self._births.get(state)
+        if code is None:
+            func = self.front()
+            assert func is not None
+            below = self.below(func)
+            own = self.direct(func if state == PATCHED else below)
+            counted = kind(self.original) == "function"
+            enter = _birth_enterer(transition, (self.direct(below), self.direct(func)), own, namespace, counted)
+            code = trampoline(own, enter, _tracker(transition, func), _leaver(transition, counted), birth=True)
+            self._births[state] = code
+        return code
+
+    def mark(self, footprint: Footprint, state: int) -> None:
+        """Say what tasks must leave to reach a state; see the kernel's klp_check_stack."""
+        func = self.front()
+        if func is None or not func.transition or func.immediate:
+            return
+        below = self.below(func)
+        for code in self.code_of(below if state == PATCHED else func):
+            footprint.forbid(code)
+        versions = [*self.code_of(below), *self.code_of(func)]
+        for code in [*self._trampolines, *self._births.values()]:
+            footprint.add_trampoline(code, versions)
+        for code in self.stale():
+            footprint.forbid(code)
+
+    def settle(self) -> None:
+        """Give all function objects what is in front, directly. A function that somebody else changed stays so."""
+        front = self.front()
+        code = self.direct(front)
+        ours = {id(known) for known in self.codes()}
+        for function in self.live():
+            if id(function.__code__) not in ours:
+                continue
+            for name, value in self.attributes(function, front).items():
+                if name == "__annotations__" and cpython.LAZY_ANNOTATIONS:
+                    function.__annotations__ = value
+                elif getattr(function, name) is not value:
+                    setattr(function, name, value)
+            function.__code__ = code
+
+    def stale(self) -> list[CodeType]:
+        """Trampolines of earlier transitions that somebody is still in."""
+        return [code for reference in _stale.get(id(self.original), ()) if (code := reference()) is not None]
+
+    def forget_transition(self) -> None:
+        """No function object carries a trampoline any more: let go of everything that served them.
+
+        Except for who is in one at this instant. It has chosen a version and may not have called it yet, which the
+        stack does not show: the next transition that touches this function has to wait for it. The kernel waits here
+        (klp_synchronize_transition); we remember the code for as long as a frame keeps it alive.
+        """
+        codes = [*self.stale(), *self._trampolines, *self._births.values()]
+        references = [weakref.ref(code) for code in codes]
+        self._trampolines = []
+        self._births = {}
+        codes.clear()
+        _stale[id(self.original)] = [reference for reference in references if reference() is not None]
+        if not _stale[id(self.original)]:
+            del _stale[id(self.original)]
+        self._rebuilt = []
+
+
+#: Trampolines of transitions that are over, by the id of the original code; most are dead at once.
+_stale: dict[int, list[weakref.ref[CodeType]]] = {}
+
+#: All redirections, by the id of the original code.
+redirections: dict[int, Redirection] = {}
+
+
+def clear_caches(touched: Iterable[Redirection]) -> None:
+    """Empty the `functools` caches around these functions: they hold results of the other version."""
+    functions = [function for redirection in touched for function in redirection.live()]
+    if functions:
+        for thing in referrers(*functions):
+            if type(thing) is functools._lru_cache_wrapper:
+                thing.cache_clear()
+
+
+def _clone(
+    code: CodeType, function: FunctionType, attributes: dict[str, Any], closure: tuple[CellType, ...] | None
+) -> FunctionType:
+    made = FunctionType(code, function.__globals__, function.__name__, attributes["__defaults__"], closure)
+    made.__kwdefaults__ = attributes["__kwdefaults__"]
+    made.__qualname__ = function.__qualname__
+    _version_functions.add(made)
+    return made
+
+
+def same_parameters(a: CodeType, b: CodeType) -> bool:
+    """Whether calls that fit one fit the other."""
+    return parameters(a) == parameters(b)
+
+
+# -- what trampolines call; the hot path of a transition ---------------------------------------------------
+
+
+def _enterer(
+    transition: Transition, versions: tuple[Any, Any], counted: bool, function: weakref.ref[FunctionType]
+) -> Callable[[], Any]:
+    state_of, current, choose, frame = (
+        transition.states.get,
+        transition.current,
+        transition.choose,
+        sys._getframe,
+    )
+    moved = (versions[UNPATCHED], None), (versions[PATCHED], None)
+
+    def enter() -> tuple[Any, Any]:
+        fast = transition.fast
+        if state_of(current()) is fast:
+            return moved[fast.state]
+        state, token = choose(counted, frame(1).f_back)
+        if state is None:
+            return function() or versions[transition.goal.state], None
+        return versions[state], token
+
+    return enter
+
+
+def _birth_enterer(
+    transition: Transition,
+    codes: tuple[CodeType, CodeType],
+    own: CodeType,
+    namespace: dict[str, Any],
+    counted: bool,
+) -> Callable[..., Any]:
+    def enter(cells: FunctionType | None = None) -> tuple[Any, Any]:
+        state, token = transition.choose(counted, sys._getframe(1).f_back)
+        code = codes[transition.goal.state if state is None else state]
+        known = dict(zip(cells.__code__.co_freevars, cells.__closure__ or (), strict=True)) if cells else {}
+        closure = tuple(known[name] for name in code.co_freevars)
+        version = FunctionType(code, namespace, code.co_name, None, closure or None)
+        _version_functions.add(version)
+        return version, token
+
+    return enter
+
+
+def _leaver(transition: Transition, counted: bool) -> Callable[[Any], None]:
+    leave, frame = transition.leave, sys._getframe
+
+    def exit_switch(token: Any) -> None:
+        leave(token, counted, frame(1).f_back)
+
+    return exit_switch
+
+
+def _tracker(transition: Transition, func: Func) -> Callable[[Any], Any]:
+    track = transition.track
+    if func.suspended == "ignore":
+        return lambda started: started
+
+    def follow(started: Any) -> Any:
+        track(started)
+        return started
+
+    return follow

@@ -1,0 +1,111 @@
+"""From what an author wrote to code objects of this process: checks, symbols, and the functions around nested ones.
+
+Nothing here changes anything outside of the patch, so it can be done for a dry run and can fail at any point.
+"""
+
+from __future__ import annotations
+
+import errno
+from types import CodeType, FunctionType
+
+from . import redirect
+from .codes import kind
+from .model import Body, Func, LivepatchError, Object, Patch
+from .redirect import Redirection, redirections
+from .symbols import Tables, loaded_module
+from .trampoline import contains
+
+
+def check_author(patch: Patch) -> None:
+    """What the author wrote must make sense by itself."""
+    if not isinstance(patch, Patch) or not isinstance(patch.name, str) or not patch.name:
+        raise LivepatchError(errno.EINVAL, "A patch needs a name.")
+    if patch.replace or patch.states:
+        raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': atomic replace and states are not supported yet.")
+    if patch.consistency != "stack":
+        raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': consistency must be \"stack\".")
+    names = [obj.name for obj in patch.objects]
+    for obj in patch.objects:
+        if names.count(obj.name) > 1:
+            raise LivepatchError(errno.EEXIST, f"Patch '{patch.name}' has the object '{obj.shown_name}' twice.")
+        keys = [func.key for func in obj.funcs]
+        for func in obj.funcs:
+            if not func.old_name or not isinstance(func.old_name, str) or len(func.old_name) >= 512:
+                raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': a function needs the name of the original.")
+            if not isinstance(func.new_func, FunctionType | Body):
+                raise LivepatchError(
+                    errno.EINVAL,
+                    f"The replacement of '{func.old_name}' must be a function written in Python.",
+                )
+            if func.suspended not in ("wait", "ignore") or func.old_sympos < 0:
+                raise LivepatchError(
+                    errno.EINVAL,
+                    f'\'{func.old_name}\': suspended is "wait" or "ignore", and positions start at 1.',
+                )
+            if keys.count(func.key) > 1:
+                raise LivepatchError(
+                    errno.EEXIST, f"Patch '{patch.name}' has '{func.old_name}' twice in '{obj.shown_name}'."
+                )
+
+
+def init_patch(patch: Patch) -> None:
+    """Resolve every symbol of the modules that are there. Changes nothing outside of the patch."""
+    present = []
+    for obj in patch.objects:
+        obj.module = loaded_module(obj.name)
+        if obj.module is not None:
+            obj.module_state = None if obj.name is None else "LIVE"
+            present.append(obj.module)
+    tables = Tables(present) if any(obj.funcs for obj in patch.objects) else None
+    for obj in patch.objects:
+        if obj.module is not None and tables is not None:
+            init_object(obj, tables)
+
+
+def init_object(obj: Object, tables: Tables) -> None:
+    assert obj.module is not None
+    for func in obj.funcs:
+        if obj.module.__name__.partition(".")[0] == __package__.partition(".")[0]:
+            raise LivepatchError(
+                errno.EINVAL, f"failed to find location for function '{func.old_name}': it is livepatch's own"
+            )
+        func.old_code = tables.find(obj.module, func.old_name, func.old_sympos, obj.shown_name).code
+        _check_kind(func)
+    _derive_enclosing(obj, tables)
+
+
+def _check_kind(func: Func) -> None:
+    assert func.old_code is not None
+    new = func.new_func.code if isinstance(func.new_func, Body) else func.new_func.__code__
+    if kind(new) != kind(func.old_code):
+        raise LivepatchError(
+            errno.EINVAL,
+            f"'{func.old_name}' is a {kind(func.old_code)}, and its replacement must be one, not a {kind(new)}.",
+        )
+    if "<locals>" in func.old_name and not redirect.same_parameters(func.old_code, new):
+        raise LivepatchError(
+            errno.EINVAL,
+            f"The replacement of the nested function '{func.old_name}' must have the same parameters.",
+        )
+
+
+def _derive_enclosing(obj: Object, tables: Tables) -> None:
+    """A function around a patched one is patched, too: closures that it makes later must be redirected from birth."""
+    assert obj.module is not None
+    names = {func.old_name for func in obj.funcs}
+    inner = [func for func in obj.funcs if "<locals>" in func.old_name]
+    for name in sorted({func.old_name.split(".<locals>.")[0] for func in inner} - names):
+        for symbol in tables.all(obj.module, name):
+            redirection = redirections.get(id(symbol.code)) or Redirection(symbol.code)
+            code = redirection.direct(redirection.front())
+            if contains(code, {id(code) for func in inner for code in current_codes(func)}):
+                derived = Func(name, Body(code), old_sympos=symbol.sympos)
+                derived.old_code = symbol.code
+                obj.derived.append(derived)
+
+
+def current_codes(func: Func) -> list[CodeType]:
+    """The code under which a function can be found before this patch touches it."""
+    assert func.old_code is not None
+    redirection = redirections.get(id(func.old_code))
+    return redirection.codes() if redirection is not None else [func.old_code]

@@ -1,0 +1,135 @@
+"""The symbol table of a live module: qualified name and position to code object.
+
+A module keeps no list of its functions, but every function has the module's dictionary as its globals, and the
+garbage collector knows who refers to that: decorated, overwritten or hidden in a registry, a function that
+is alive is found. Functions nested in others may not exist yet; their code is a constant of the enclosing one.
+
+Positions follow the order of definition. They are taken from the module's own compiled code where its loader gives it
+and it agrees with what is alive, so that a definition that was overwritten and died still counts, as it does in
+the source; else from the line numbers of those alive. Position 0 asks for the only one that is alive.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+
+from . import log
+from .codes import definitions, is_function
+from .heap import referrers
+from .model import BASE_OBJECT, LivepatchError
+from .redirect import is_version, redirections
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A function of a live module. `sympos` counts from 1 among those of the same name; `code` is the original."""
+
+    name: str
+    sympos: int
+    code: CodeType
+
+
+def loaded_module(name: str | None) -> ModuleType | None:
+    """The module, if it is imported and its body has run; None asks for the main program."""
+    module = sys.modules.get(BASE_OBJECT if name is None else name)
+    if not isinstance(module, ModuleType):
+        return None
+    spec = getattr(module, "__spec__", None)
+    return None if getattr(spec, "_initializing", False) else module
+
+
+def front_code(code: CodeType) -> CodeType:
+    """The code of the version in force for an original; itself if it is not patched."""
+    redirection = redirections.get(id(code))
+    front = redirection.front() if redirection is not None else None
+    if redirection is None or front is None:
+        return code
+    return redirection.code_of(front)[0]
+
+
+class Tables:
+    """Symbol tables of several modules, made in one pass over the heap."""
+
+    def __init__(self, modules: list[ModuleType]) -> None:
+        self._modules = {id(module.__dict__): module for module in modules}
+        self._codes: dict[int, dict[int, CodeType]] = {id(module): {} for module in modules}
+        standing_in = {id(code): r.original for r in redirections.values() for code in r.codes()}
+        for thing in referrers(*(module.__dict__ for module in modules)):
+            if type(thing) is FunctionType and not is_version(thing):
+                module = self._modules.get(id(thing.__globals__))
+                if module is not None:
+                    code = standing_in.get(id(thing.__code__), thing.__code__)
+                    self._add(self._codes[id(module)], code)
+        self._defined: dict[int, list[tuple[str, int, CodeType]] | None] = {}
+
+    def _add(self, codes: dict[int, CodeType], code: CodeType) -> None:
+        if id(code) in codes:
+            return
+        if is_function(code):
+            codes[id(code)] = code
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                self._add(codes, constant)
+
+    def _from_loader(self, module: ModuleType) -> list[tuple[str, int, CodeType]]:
+        """(name, position, code) of all definitions in the module's compiled code, or nothing."""
+        found = self._defined.get(id(module))
+        if found is None:
+            found = []
+            loader = getattr(module, "__loader__", None)
+            try:
+                code = loader.get_code(module.__name__)  # type: ignore[union-attr]
+            except Exception:  # any loader may be in there; the table works without
+                code = None
+            if isinstance(code, CodeType):
+                found = [(d.name, d.sympos, d.code) for d in definitions(code)]
+            self._defined[id(module)] = found
+        return found
+
+    def all(self, module: ModuleType, name: str | None = None, *, positions: bool = True) -> list[Symbol]:
+        """The symbols of one module, of one name if given, in order of definition.
+
+        Without `positions`, a symbol that shares its name with no live one is said to be the first.
+        """
+        by_name: dict[str, list[CodeType]] = {}
+        for code in self._codes[id(module)].values():
+            if name is None or code.co_qualname == name:
+                by_name.setdefault(code.co_qualname, []).append(code)
+        symbols = []
+        for qualname, codes in by_name.items():
+            wanted = positions or len(codes) > 1
+            defined = [d for d in self._from_loader(module) if d[0] == qualname] if wanted else []
+            places = [next((n for _, n, known in defined if known == code), 0) for code in codes]
+            if all(places) and len(set(places)) == len(codes):
+                numbered = sorted(zip(places, codes, strict=True), key=lambda pair: pair[0])
+            else:
+                ordered = sorted(codes, key=lambda code: (code.co_firstlineno, next(iter(code.co_positions()))[2] or 0))
+                numbered = list(enumerate(ordered, 1))
+            symbols += [Symbol(qualname, position, code) for position, code in numbered]
+        return sorted(symbols, key=lambda s: s.code.co_firstlineno)
+
+    def find(self, module: ModuleType, name: str, sympos: int, shown: str) -> Symbol:
+        """One symbol; raises `LivepatchError(EINVAL)` with the kernel's sentence if there is not exactly one.
+
+        `shown` is how messages call the object.
+        """
+        found = self.all(module, name, positions=sympos > 0)
+        if not found:
+            sentence = f"symbol '{name}' not found in symbol table"
+        elif not sympos and len(found) > 1:
+            sentence = f"unresolvable ambiguity for symbol '{name}' in object '{shown}'"
+        else:
+            chosen = [symbol for symbol in found if sympos in (0, symbol.sympos)]
+            if chosen:
+                return chosen[0]
+            sentence = f"symbol position {sympos} for symbol '{name}' in object '{shown}' not found"
+        log.error(sentence)
+        raise LivepatchError(errno.EINVAL, sentence)
+
+
+def table(module: ModuleType) -> list[Symbol]:
+    """All functions of a live module, in order of definition; patched ones show the original."""
+    return Tables([module]).all(module)

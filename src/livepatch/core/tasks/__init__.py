@@ -1,0 +1,56 @@
+"""The kinds of tasks, one file each, behind the protocol `Kind` of `transition.py`.
+
+A kind is in use when its library has been imported. Order matters: the first that knows the running task decides, and
+threads, which always know, come last.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType
+
+from ..model import TaskStatus
+from ..stacks import Footprint
+from ..suspended import find, status_of
+from ..transition import IDLE, Everything, Kind, Transition, View, exempt_threads, switch_lock
+from . import asyncio, threads
+
+#: All kinds known to this process; append before the last to add one.
+kinds: list[Kind] = [asyncio.KIND, threads.KIND]
+
+
+def exempt_thread(ident: int) -> None:
+    """This thread is livepatch's own: it is no task, and runs the version of before the transition."""
+    exempt_threads.add(ident)
+
+
+def unsupported() -> str | None:
+    """Why tasks of this process cannot be told apart, as one sentence, or None."""
+    for library, patched in (
+        ("gevent.monkey", "is_module_patched"),
+        ("eventlet.patcher", "is_monkey_patched"),
+    ):
+        module = sys.modules.get(library)
+        if module is not None and getattr(module, patched)("thread" if "eventlet" in library else "threading"):
+            return f"{library.partition('.')[0]} has replaced the threads of this process, which is not supported yet."
+    return None
+
+
+def statuses(transition: Transition | None) -> list[TaskStatus]:
+    """All tasks of the process, whether a transition runs or not, and what is suspended and nobody's."""
+    if transition is None:
+        return [status for kind in kinds for status in kind.statuses(View())]
+    with switch_lock:
+        view = View(transition.footprint, transition.state_of, transition.pending)
+        nobodys = transition.suspended.of(None)
+    found = [status for kind in kinds for status in kind.statuses(view)]
+    return found + [status_of(thing, transition.initial.state) for thing in nobodys]
+
+
+def blockers(footprint: Footprint, codes: list[CodeType]) -> list[TaskStatus]:
+    """Who would keep a transition with this footprint from completing at once. `codes` may have suspended frames."""
+    view = View(footprint, lambda task: IDLE, Everything())
+    found = [status for kind in kinds for status in kind.statuses(view)]
+    shown = {frame for status in found for frame in status.stack}
+    suspended = [status_of(thing, IDLE) for thing in find(codes)]
+    return [status for status in found if status.blocking] + [s for s in suspended if s.blocking[0] not in shown]

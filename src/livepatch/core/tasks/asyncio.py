@@ -1,0 +1,172 @@
+"""asyncio tasks, uvloop's included: the tasks are asyncio's own there.
+
+Tasks are checked by a callback in their own loop's thread, scheduled from the round. While it runs, no task of that
+loop does: all of them are suspended, and none can have an ordinary function on a stack. What they may have is
+suspended coroutines and generators of the version to be left, and those are known (`suspended.py`). The callback
+first gives the ones that have no owner yet to the task in whose await chain it finds them. It works in slices of a
+millisecond, so that a hundred thousand tasks do not hold up the loop.
+
+The thread that runs the loop is checked there as well: with no task running, its stack is its own.
+
+A task born during the transition takes, at its first trampoline, the state of the thread it runs in, which is the
+state of the callbacks that create tasks. A loop that does not run cannot run a callback; its tasks cannot run either,
+and are checked from outside.
+
+asyncio is imported by nobody here: a process that does not use it does not pay for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable
+from types import FrameType
+from typing import Any
+
+from .. import cpython
+from ..model import TaskStatus
+from ..stacks import describe
+from ..suspended import chain, frame_of
+from ..transition import Transition, View, switch_lock
+
+#: The longest that a check may hold up a loop, in seconds.
+SLICE = 0.001
+
+
+def _asyncio() -> Any:
+    """The module, once it is there and whole."""
+    module = sys.modules.get("asyncio")
+    return module if hasattr(module, "current_task") and hasattr(module, "_get_running_loop") else None
+
+
+class Loops:
+    """The kind of asyncio tasks."""
+
+    label = "asyncio"
+
+    def __init__(self) -> None:
+        self._scheduled: set[int] = set()
+
+    def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
+        modules = sys.modules
+        running: Any = None
+        current: Any = None
+
+        def look() -> Hashable:
+            nonlocal running, current
+            if running is None:
+                asyncio = _asyncio() if "asyncio" in modules else None
+                if asyncio is None:
+                    return fallback()
+                current, running = asyncio.current_task, asyncio._get_running_loop
+            loop = running()
+            if loop is not None:
+                task: Hashable = current(loop)
+                if task is not None:
+                    return task
+            return fallback()
+
+        return look
+
+    def tasks(self) -> list[Any]:
+        asyncio = _asyncio()
+        return cpython.asyncio_tasks(asyncio) if asyncio is not None else []
+
+    def _is_task(self, task: object) -> bool:
+        asyncio = _asyncio()
+        return asyncio is not None and isinstance(task, asyncio.Future)
+
+    def creator(self, task: Hashable) -> Hashable | None:
+        return threading.get_ident() if self._is_task(task) else None
+
+    def root(self, task: Hashable) -> FrameType | None:
+        return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
+
+    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        return [task for task in tasks if self._is_task(task) and task.done()]  # type: ignore[attr-defined]
+
+    def inspect(self, transition: Transition) -> None:
+        by_loop: dict[int, tuple[Any, list[Any]]] = {}
+        with switch_lock:
+            for task in transition.pending:
+                if self._is_task(task):
+                    loop = task.get_loop()  # type: ignore[attr-defined]
+                    by_loop.setdefault(id(loop), (loop, []))[1].append(task)
+        for loop, tasks in by_loop.values():
+            if not loop.is_running():
+                with switch_lock:
+                    self._check(transition, tasks, time.monotonic() + 3600)
+            elif id(loop) not in self._scheduled:
+                self._schedule(transition, loop, tasks)
+
+    def _schedule(self, transition: Transition, loop: Any, tasks: list[Any]) -> None:
+        def check() -> None:
+            """Idle switching: runs in the loop's thread while no task of the loop does."""
+            kept: list[FrameType] = []
+            with switch_lock:
+                if transition.over:
+                    tasks.clear()
+                else:
+                    thread = threading.get_ident()
+                    if (
+                        thread in transition.pending
+                        and transition.movable(thread)
+                        and not transition.footprint.affected(sys._getframe(1), kept)
+                    ):
+                        transition.switch(thread, "idle")
+                    self._check(transition, tasks, time.monotonic() + SLICE)
+            if tasks:
+                loop.call_soon(check)
+            else:
+                self._scheduled.discard(id(loop))
+                if not transition.over:
+                    transition.wake()
+
+        self._scheduled.add(id(loop))
+        try:
+            loop.call_soon_threadsafe(check)
+        except RuntimeError:  # closed meanwhile
+            self._scheduled.discard(id(loop))
+
+    def _check(self, transition: Transition, tasks: list[Any], deadline: float) -> None:
+        """Move what can be moved, take it off the list, and stop at the deadline."""
+        while tasks:
+            task = tasks.pop()
+            if task in transition.pending:
+                if transition.suspended.of(None):
+                    for link in chain(task.get_coro()):
+                        transition.suspended.claim(link, task)
+                if transition.movable(task):
+                    transition.switch(task, "idle")
+            if time.monotonic() > deadline:
+                return
+
+    def start(self, transition: Transition) -> None:
+        """Nothing to hook: see `creator`."""
+
+    def nudge(self, transition: Transition) -> None:
+        """The round has scheduled a callback in every loop already."""
+
+    def stop(self, transition: Transition) -> None:
+        """Callbacks still under way see that the transition is over."""
+
+    def statuses(self, view: View) -> list[TaskStatus]:
+        found = []
+        for task in self.tasks():
+            frames = [frame for link in chain(task.get_coro()) if (frame := frame_of(link)) is not None]
+            affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden and task in view.pending]
+            found.append(
+                TaskStatus(
+                    kind=self.label,
+                    name=task.get_name(),
+                    ident=hex(id(task)),
+                    patch_state=view.state_of(task),
+                    blocking=[describe(frame) for frame in reversed(affected)],
+                    stack=[describe(frame) for frame in reversed(frames)],
+                )
+            )
+        return found
+
+
+KIND = Loops()

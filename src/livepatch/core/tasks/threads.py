@@ -1,0 +1,118 @@
+"""Threads: daemons, `_thread`'s, and those of C code that enter Python.
+
+A thread is identified by its ident, which is used again when it has ended. That does no harm: a new thread has an
+empty stack, so either state is right for it, and one started through `threading` is given its creator's anew.
+
+Its stack is what `sys._current_frames()` shows. The snapshot is one step, but the frames in it are the live ones: the
+thread runs on while they are walked. What may happen meanwhile, and why it is harmless, is told in `transition.py`.
+A thread that is not in the snapshot has ended, or has no Python frame and hence nothing to leave.
+
+A thread that runs an event loop shows the frames of the asyncio task it is just running, too. That is only
+too careful: the loop's callback looks again when no task runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from types import FrameType
+from typing import Any
+
+from .. import cpython
+from ..model import TaskStatus
+from ..stacks import describe, walk
+from ..transition import Transition, View, exempt_threads, switch_lock
+
+
+class Threads:
+    """The kind that every process has."""
+
+    label = "thread"
+
+    def __init__(self) -> None:
+        self._transition: Transition | None = None
+        self._starter: Any = None
+
+    def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
+        return threading.get_ident
+
+    def tasks(self) -> Iterable[int]:
+        return list(sys._current_frames())
+
+    def creator(self, task: Hashable) -> None:
+        return None
+
+    def root(self, task: Hashable) -> None:
+        return None
+
+    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        alive = sys._current_frames()
+        return [task for task in tasks if isinstance(task, int) and task not in alive]
+
+    def inspect(self, transition: Transition) -> None:
+        kept: list[FrameType] = []
+        with switch_lock:
+            frames = sys._current_frames()
+            for ident, frame in frames.items():
+                if (
+                    ident in transition.pending
+                    and transition.movable(ident)
+                    and not transition.footprint.affected(frame, kept)
+                ):
+                    transition.switch(ident, "stack check")
+
+    # -- a new thread takes the state of the thread that starts it ---------------------------------
+
+    def start(self, transition: Transition) -> None:
+        self._transition = transition
+        if self._starter is None:
+            self._starter = getattr(threading, cpython.THREAD_STARTER)
+            setattr(threading, cpython.THREAD_STARTER, self._start_thread)
+
+    def _start_thread(self, *args: Any, **kwargs: Any) -> Any:
+        # The lock keeps the new thread out of its first trampoline until its state is written.
+        starter, transition = self._starter, self._transition
+        if starter is None or transition is None:
+            return getattr(threading, cpython.THREAD_STARTER)(*args, **kwargs)
+        with switch_lock:
+            started = starter(*args, **kwargs)
+            ident = cpython.thread_ident(started, kwargs)
+            if ident is not None:
+                transition.inherit(ident, transition.current())
+        return started
+
+    def stop(self, transition: Transition) -> None:
+        if self._starter is not None:
+            if getattr(threading, cpython.THREAD_STARTER) == self._start_thread:
+                setattr(threading, cpython.THREAD_STARTER, self._starter)
+                self._starter = None
+            self._transition = None
+
+    def nudge(self, transition: Transition) -> None:
+        """Nothing can push a thread out of a function; loops and pools are woken by their own kinds."""
+
+    def statuses(self, view: View) -> list[TaskStatus]:
+        known = {thread.ident: thread for thread in threading.enumerate()}
+        found = []
+        frames = sys._current_frames()  # kept beyond the lock, like every snapshot
+        with switch_lock:
+            for ident, frame in frames.items():
+                if ident in exempt_threads:
+                    continue
+                affected = view.footprint.affected(frame, []) if ident in view.pending else None
+                thread = known.get(ident)
+                found.append(
+                    TaskStatus(
+                        kind=self.label,
+                        name=thread.name if thread is not None else "(not started by threading)",
+                        ident=str((thread and thread.native_id) or ident),
+                        patch_state=view.state_of(ident),
+                        blocking=[describe(affected)] if affected is not None else [],
+                        stack=[describe(f) for f in walk(frame)],
+                    )
+                )
+        return found
+
+
+KIND = Threads()
