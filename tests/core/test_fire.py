@@ -140,24 +140,26 @@ def transitions(target: Range, count: int) -> int:
                     lp.write_enabled("fire", chance.random() < 0.5)
                 except lp.LivepatchError:
                     pass  # it had that value, or was gone already
-        if lp.patches():
-            until(lambda: lp.wait("fire", 1), "the patch is in")
-        if lp.patches() and lp.patches()[0].enabled:
-            try:
-                lp.disable_patch("fire")
-                if kind > 0.8:
+        until(lambda: lp.wait("fire", 1), "the patch is in, or out again")
+        if enabled():
+            lp.disable_patch("fire")
+            if kind > 0.8:
+                try:
                     lp.write_enabled("fire", 1)
-                    done += 1
-                    until(lambda: lp.wait("fire", 1), "the reversal is complete")
-                    lp.disable_patch("fire")
-            except lp.LivepatchError:
-                pass
-            if lp.patches() and lp.patches()[0].enabled:
+                except lp.LivepatchError:
+                    pass  # gone already
+                until(lambda: lp.wait("fire", 1), "the reversal is complete")
+                done += 1
+            if enabled():
                 lp.disable_patch("fire")
         until(lambda: lp.wait("fire", 1) and not lp.patches(), "the patch is out")
         lp.unload_patch("fire")
         done += 2
     return done
+
+
+def enabled() -> bool:
+    return any(patch.enabled for patch in lp.patches())
 
 
 def forced(target: Range) -> None:
@@ -167,7 +169,7 @@ def forced(target: Range) -> None:
     bystander.start()
     until(lambda: "wait" in str([t.stack[:1] for t in lp.tasks() if t.name == bystander.name]), "it is parked")
     lp.enable_patch(target.patch())
-    until(lambda: lp.patches()[0].left <= 1 or not lp.patches()[0].transition, "all others have moved")
+    until(lambda: lp.patches()[0].left <= 1, "all others have moved")
     assert lp.patches()[0].transition
     lp.force_transition("fire")
     until(lambda: lp.wait("fire", 1), "the forced transition is complete")

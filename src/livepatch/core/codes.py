@@ -32,6 +32,8 @@ FUTURE_ANNOTATIONS = 0x1000000  # what it does to nested functions shows in thei
 _CONSTANT_OPS = frozenset(opcode.hasconst)
 _EXTENDED_ARG = opcode.EXTENDED_ARG
 _STORE_NAME = opcode.opmap["STORE_NAME"]
+_LOAD_GLOBAL = opcode.opmap["LOAD_GLOBAL"]
+_STORE_GLOBAL = opcode.opmap["STORE_GLOBAL"]
 #: What the compiler itself stores in a class body from 3.13 on: a line, and a tuple in arbitrary order.
 _COMPILER_STORES = frozenset({"__firstlineno__", "__static_attributes__"})
 
@@ -111,6 +113,23 @@ def same(a: CodeType, b: CodeType, *, docstrings: bool = False) -> bool:
         and (not docstrings or docstring(a) == docstring(b))
         and _same_instructions(a, b, docstrings)
     )
+
+
+def global_names(code: CodeType) -> tuple[set[str], set[str]]:
+    """The names that a code and all code in it (read, assign) in the module's namespace, by naming them."""
+    read: set[str] = set()
+    assigned: set[str] = set()
+    for op, arg in _instructions(code):
+        if op == _LOAD_GLOBAL:
+            read.add(code.co_names[arg >> 1])  # the low bit asks for room on the stack
+        elif op == _STORE_GLOBAL:
+            assigned.add(code.co_names[arg])
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner_read, inner_assigned = global_names(constant)
+            read |= inner_read
+            assigned |= inner_assigned
+    return read, assigned
 
 
 def _shape(code: CodeType) -> tuple[object, ...]:

@@ -87,10 +87,11 @@ def _check_idle() -> None:
         )
 
 
-def set_driver(driver: Driver | None) -> None:
-    """From now on `driver` is woken when a round is due."""
+def set_driver(driver: Driver | None) -> Driver | None:
+    """From now on `driver` is woken when a round is due. Returns the one before."""
     global _driver
-    _driver = driver
+    before, _driver = _driver, driver
+    return before
 
 
 def _wake() -> None:
@@ -283,6 +284,7 @@ def _suspendable(patch: Patch) -> list[CodeType]:
         consistent = front.transition and not front.immediate and front.suspended == "wait"
         if consistent and kind(redirection.original) != "function":
             codes += [*redirection.code_of(front), *redirection.code_of(redirection.below(front))]
+            codes += redirection.stale()
     return codes
 
 

@@ -230,7 +230,8 @@ class Transition:
                 if left:
                     self.calls[task] = left
                     return
-            self._exit(task, frame)
+            if task == self.current():  # a generator may end in another task, whose stack says nothing about this one
+                self._exit(task, frame)
 
     def update(self, frame: FrameType | None) -> None:
         """The running task, whose innermost frame of its own is `frame`, asks to be moved."""
@@ -347,7 +348,10 @@ class Transition:
             kind.inspect(self)
         kept: list[object] = []
         with switch_lock:
-            kept += self._prune()
+            for kind in self.kinds:
+                for task in kind.finished(self.pending):
+                    kept.append(task)
+                    self.forget(task)
             self._renew_fast()
             if not self.pending and not self.suspended.live():
                 self.over = True
@@ -360,17 +364,12 @@ class Transition:
         self.rounds += 1
         return False
 
-    def _prune(self) -> list[Hashable]:
-        """Forget the tasks that have ended; returned so that they die outside of the lock."""
-        gone: list[Hashable] = []
-        for kind in self.kinds:
-            gone += kind.finished(self.states)
-        for task in gone:
-            self.states.pop(task, None)
-            self.pending.discard(task)
-            self.calls.pop(task, None)
-            self.suspended.disown(task)
-        return gone
+    def forget(self, task: Hashable) -> None:
+        """A task has ended. The caller holds the lock, and a reference for as long as it does."""
+        self.states.pop(task, None)
+        self.pending.discard(task)
+        self.calls.pop(task, None)
+        self.suspended.disown(task)
 
     def _renew_fast(self) -> None:
         strays = self.target is self.goal and self.suspended.any_strays()

@@ -46,7 +46,8 @@ class Loops:
     label = "asyncio"
 
     def __init__(self) -> None:
-        self._scheduled: set[int] = set()
+        self._scheduled: set[int] = set()  # loops with a callback under way
+        self._loops: list[Any] = []  # loops that had pending tasks at the last look
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
         modules = sys.modules
@@ -84,23 +85,32 @@ class Loops:
         return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
 
     def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return [task for task in tasks if self._is_task(task) and task.done()]  # type: ignore[attr-defined]
+        return []  # seen by the callback
 
     def inspect(self, transition: Transition) -> None:
+        asyncio = _asyncio()
+        if asyncio is None:
+            return
+        if self._loops and all(loop.is_running() and id(loop) in self._scheduled for loop in self._loops):
+            return  # every loop is at it
+        future = asyncio.Future
         by_loop: dict[int, tuple[Any, list[Any]]] = {}
         with switch_lock:
             for task in transition.pending:
-                if self._is_task(task):
-                    loop = task.get_loop()  # type: ignore[attr-defined]
+                if isinstance(task, future):
+                    loop = task.get_loop()
                     by_loop.setdefault(id(loop), (loop, []))[1].append(task)
+        self._loops = [loop for loop, _ in by_loop.values()]
+        running = asyncio._get_running_loop()
         for loop, tasks in by_loop.values():
-            if not loop.is_running():
-                with switch_lock:
-                    self._check(transition, tasks, time.monotonic() + 3600)
+            if loop is running or not loop.is_running():
+                self._check_now(transition, tasks)
             elif id(loop) not in self._scheduled:
                 self._schedule(transition, loop, tasks)
 
     def _schedule(self, transition: Transition, loop: Any, tasks: list[Any]) -> None:
+        scheduled = self._scheduled
+
         def check() -> None:
             """Idle switching: runs in the loop's thread while no task of the loop does."""
             kept: list[FrameType] = []
@@ -119,37 +129,51 @@ class Loops:
             if tasks:
                 loop.call_soon(check)
             else:
-                self._scheduled.discard(id(loop))
+                scheduled.discard(id(loop))
                 if not transition.over:
                     transition.wake()
 
-        self._scheduled.add(id(loop))
+        scheduled.add(id(loop))
         try:
             loop.call_soon_threadsafe(check)
         except RuntimeError:  # closed meanwhile
-            self._scheduled.discard(id(loop))
+            scheduled.discard(id(loop))
+
+    def _check_now(self, transition: Transition, tasks: list[Any]) -> None:
+        """A loop that does not run, or whose thread is doing this round and runs no other of its tasks."""
+        current = transition.current()
+        kept: list[FrameType] = []
+        with switch_lock:
+            if current in tasks:
+                tasks.remove(current)
+                clean = not transition.footprint.affected(sys._getframe(1), kept, self.root(current))
+                if clean and current in transition.pending and transition.movable(current):
+                    transition.switch(current, "stack check")
+            self._check(transition, tasks, time.monotonic() + 3600)
 
     def _check(self, transition: Transition, tasks: list[Any], deadline: float) -> None:
         """Move what can be moved, take it off the list, and stop at the deadline."""
-        while tasks:
+        nobodys = transition.suspended.of(None)
+        while tasks and time.monotonic() < deadline:
             task = tasks.pop()
-            if task in transition.pending:
-                if transition.suspended.of(None):
-                    for link in chain(task.get_coro()):
-                        transition.suspended.claim(link, task)
+            if task.done():
+                transition.forget(task)
+            elif task in transition.pending:
+                for link in chain(task.get_coro()) if nobodys else ():
+                    transition.suspended.claim(link, task)
                 if transition.movable(task):
                     transition.switch(task, "idle")
-            if time.monotonic() > deadline:
-                return
 
     def start(self, transition: Transition) -> None:
-        """Nothing to hook: see `creator`."""
+        """Nothing to hook: see `creator`. Loops are looked for anew; what was scheduled may never have run."""
+        self._loops, self._scheduled = [], set()
 
     def nudge(self, transition: Transition) -> None:
         """The round has scheduled a callback in every loop already."""
 
     def stop(self, transition: Transition) -> None:
         """Callbacks still under way see that the transition is over."""
+        self._loops = []
 
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []
