@@ -380,6 +380,7 @@ class Transition:
         for kind in self.kinds:
             kind.stop(self)
         self.gone = True
-        self.suspended.clear()
-        self.pending.clear()
+        # These know code objects, trampolines too, which know this transition: the collector cannot see such a cycle.
+        self.suspended = Suspended()
         self.footprint = Footprint()
+        self.pending.clear()

@@ -1,0 +1,139 @@
+"""The command line as a person at a shell has it: the whole command, and what an agent costs in a process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from livepatch.core import cpython
+
+from .measure import Row
+
+#: A service with nothing to do. It says when it is ready, and ends when its input does.
+_SERVICE = "def answer():\n    return 'old'\n"
+_WAIT = "import sys, {}; print('ready', flush=True); sys.stdin.read()"
+
+_LIVEPATCH = shutil.which("livepatch", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def livepatch(*arguments: object) -> list[str]:
+    """The installed command, which people type."""
+    assert _LIVEPATCH, "the command 'livepatch' is not installed beside this Python; use ./run bench"
+    return [_LIVEPATCH, *map(str, arguments)]
+
+
+@contextmanager
+def _process(folder: Path, module: str, *prepared: str) -> Iterator[int]:
+    """A Python that imports a module and waits; its pid."""
+    command = [*prepared, sys.executable, "-c", _WAIT.format(module)]
+    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+
+
+def _seconds(command: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begun
+
+
+def _archive(folder: Path) -> Path:
+    for version in ("old", "new"):
+        (folder / version).mkdir()
+        (folder / version / "service.py").write_text(_SERVICE.replace("old", version))
+    shutil.copy(folder / "old" / "service.py", folder)
+    file = folder / "bench.livepatch"
+    build = livepatch("build", "--name", "bench", "--old", folder / "old", "--new", folder / "new", "-o", file)
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    return file
+
+
+def load(quick: bool) -> list[Row]:
+    """`livepatch load` from its start to its end."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        file = _archive(folder)
+        prepared, start = [], []
+        with _process(folder, "service", *livepatch("run", "--")) as pid:
+            for _ in range(3 if quick else 15):
+                prepared.append(_seconds(livepatch("load", file, "--pid", pid)))
+                subprocess.run(
+                    livepatch("disable", "bench", "--unload", "--pid", pid), check=True, stdout=subprocess.DEVNULL
+                )
+                start.append(_seconds([sys.executable, "-c", "pass"]))
+        rows = [_load_row("a prepared process", prepared, 300, statistics.median(start))]
+        unprepared = []
+        if cpython.REMOTE_EXEC:
+            for _ in range(2 if quick else 8):
+                with _process(folder, "service") as pid:
+                    unprepared.append(_seconds(livepatch("load", file, "--pid", pid)))
+            rows.append(_load_row("an unprepared process", unprepared, 500, statistics.median(start)))
+        else:
+            rows.append(
+                Row("`livepatch load` from the shell into an unprepared process", "≤ 500 ms", "needs Python 3.14", None)
+            )
+    return rows
+
+
+def _load_row(into: str, times: list[float], reach: int, start: float) -> Row:
+    found = statistics.median(times) * 1000
+    return Row(
+        f"`livepatch load` from the shell into {into}, whole command",
+        f"≤ {reach} ms",
+        f"{found:.0f} ms (an empty Python script {start * 1000:.0f} ms)",
+        found <= reach,
+    )
+
+
+def agent(quick: bool) -> list[Row]:
+    """What an agent costs while nobody needs it: private memory, and processor time while idle."""
+    differences = []
+    idle = 2.0 if quick else 10.0
+    with TemporaryDirectory() as name:
+        for _ in range(3):
+            with (
+                _process(Path(name), "threading") as plain,
+                _process(Path(name), "threading", *livepatch("run", "--")) as prepared,
+            ):
+                time.sleep(0.3)
+                differences.append(_private_memory(prepared) - _private_memory(plain))
+        with _process(Path(name), "threading", *livepatch("run", "--")) as prepared:
+            time.sleep(0.5)
+            before = _work(prepared)
+            time.sleep(idle)
+            ticks, switches = (after - then for after, then in zip(_work(prepared), before, strict=True))
+    memory = statistics.median(differences) / 1024
+    return [
+        Row("resident cost of the agent", "≤ 4 MB", f"{memory:.1f} MB", memory <= 4),
+        Row(
+            "processor time of an idle agent",
+            "0",
+            f"{ticks} ticks, {switches} context switches in {idle:.0f} s",
+            ticks == 0,
+        ),
+    ]
+
+
+def _private_memory(pid: int) -> int:
+    """What would be free if the process ended, in KiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
+
+
+def _work(pid: int) -> tuple[int, int]:
+    """Clock ticks used and context switches made by all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    switches = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        switches += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return int(fields[11]) + int(fields[12]), switches

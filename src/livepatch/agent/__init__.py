@@ -1,0 +1,63 @@
+"""The agent: livepatch's one thread in a patched process.
+
+It is the core's driver (the core starts no thread of its own): a pending transition wakes it, and it
+makes the rounds. With `start_agent()` it also listens on a Unix socket for the commands of an
+administrator.
+
+Importing this package installs the driver and the handling of forks; no thread runs and no descriptor is
+open until there is something to do. It must be imported after the core, whose own handling of a fork
+comes first.
+"""
+
+from __future__ import annotations
+
+import os
+
+from livepatch.core import log, registry
+from livepatch.core.model import LivepatchError
+
+from .thread import Agent
+
+__all__ = ["start_agent"]
+
+_agent = Agent()
+
+
+class _Driver:
+    """Stands for whichever agent this process has now."""
+
+    def wake(self) -> None:
+        _agent.wake()
+
+
+def start_agent() -> str:
+    """Let administrators reach this process, and return the path of its socket; again: the same path.
+
+    Only root and the user that the process runs as can connect. Raises LivepatchError if this cannot be done.
+    """
+    return _agent.serve()
+
+
+def _before_fork() -> None:
+    _agent.pause()
+
+
+def _after_fork_in_parent() -> None:
+    _agent.resume()
+
+
+def _after_fork_in_child() -> None:
+    global _agent
+    parents, _agent = _agent, Agent()
+    parents.abandon()
+    if parents.server is not None:
+        try:
+            _agent.serve()
+        except LivepatchError as error:
+            log.warning(f"the agent of the parent process is not continued here: {error}")
+    elif registry.next_round() is not None:
+        _agent.wake()
+
+
+registry.set_driver(_Driver())
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

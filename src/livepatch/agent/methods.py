@@ -1,0 +1,164 @@
+"""What a client may ask of the agent: a thin layer over the registry, with results that JSON can carry.
+
+Each function is a method of the protocol; its keyword-only parameters, checked by `rpc.py`, are the method's.
+All run in the agent's thread, one after another, between two rounds: none waits for a transition. Who starts
+one gets the patch's state and asks again, or follows the events.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import os
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from livepatch.core import cpython, log, registry
+from livepatch.core.model import LivepatchError, PatchStatus
+
+from . import patchfile
+from .rpc import PROTOCOL, Method
+from .server import Connection
+
+
+def hello(client: Connection) -> dict[str, Any]:
+    """Who this is. Refuses if this interpreter cannot be patched."""
+    problem = cpython.unsupported()
+    if problem:
+        raise LivepatchError(errno.ENOSYS, problem)
+    return {
+        "protocol": PROTOCOL,
+        "version": getattr(sys.modules["livepatch"], "__version__", ""),
+        "python": sys.version.split()[0],
+        "executable": sys.executable,
+        "pid": os.getpid(),
+        "uid": os.geteuid(),
+        "argv": list(getattr(sys, "orig_argv", [])),
+        "started": _started(),
+    }
+
+
+def load(client: Connection, *, file: str, data: str) -> dict[str, Any]:
+    """Enable the patch in a file (`data` in base64), and return its state right after the first round."""
+    patchfile.forget_unloaded()
+    patch = patchfile.read(_decoded(data), file)
+    try:
+        registry.enable_patch(patch)
+    finally:
+        patchfile.forget_unloaded()
+    return _status(patch.name)
+
+
+def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
+    """Whether the patch in a file fits, what it would change, and who would stand in the way now; changes
+    nothing.
+    """
+    patchfile.forget_unloaded()
+    patch = patchfile.read(_decoded(data), file, dry=True)
+    try:
+        blocking = registry.check_patch(patch)
+        objects = [
+            {
+                "name": obj.shown_name,
+                "functions": [f"{func.key[0]},{func.key[1]}" for func in obj.funcs],
+            }
+            for obj in patch.objects
+        ]
+    finally:
+        patchfile.forget_unloaded()
+    return {
+        "name": patch.name,
+        "version": patch.version,
+        "description": patch.description,
+        "replace": patch.replace,
+        "objects": objects,
+        "blocking": [asdict(task) for task in blocking],
+    }
+
+
+def write_enabled(client: Connection, *, name: str, value: str) -> dict[str, Any]:
+    """Write the attribute `enabled`, by the kernel's rules, and return the patch's state."""
+    registry.write_enabled(name, value)
+    return _status(name)
+
+
+def force(client: Connection, *, name: str) -> dict[str, Any]:
+    """End the running transition of this patch by force, and return the patch's state."""
+    registry.force_transition(name)
+    return _status(name)
+
+
+def unload(client: Connection, *, name: str) -> None:
+    """Forget a disabled or replaced patch."""
+    registry.unload_patch(name)
+    patchfile.forget_unloaded()
+
+
+def patches(client: Connection) -> list[dict[str, Any]]:
+    """All loaded patches, also disabled ones that are not unloaded yet."""
+    return [asdict(patch) for patch in registry.loaded()]
+
+
+def status(client: Connection, *, name: str, blockers: int = 0) -> dict[str, Any]:
+    """The state of one patch; with up to so many of the tasks that its transition waits for."""
+    return {**_status(name), "blocking": _blocking(blockers) if blockers > 0 else []}
+
+
+def tasks(client: Connection) -> list[dict[str, Any]]:
+    """All tasks of the process."""
+    return [asdict(task) for task in registry.tasks()]
+
+
+def dmesg(client: Connection) -> list[str]:
+    """The log of livepatch in this process."""
+    return log.dmesg()
+
+
+def subscribe(client: Connection) -> None:
+    """From now on send the notifications `log` and `transition` to this client."""
+    client.follows = True
+
+
+METHODS: dict[str, Method] = {
+    "hello": hello,
+    "load": load,
+    "check": check,
+    "write_enabled": write_enabled,
+    "force": force,
+    "unload": unload,
+    "list": patches,
+    "status": status,
+    "tasks": tasks,
+    "dmesg": dmesg,
+    "subscribe": subscribe,
+}
+
+
+def _decoded(data: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error:
+        raise LivepatchError(errno.EBADMSG, "the file's bytes did not arrive as base64.") from None
+
+
+def _status(name: str) -> dict[str, Any]:
+    """The state of a loaded patch; of one that has just gone, that it has."""
+    for patch in registry.loaded():
+        if patch.name == name:
+            return asdict(patch)
+    return asdict(PatchStatus(name, False, False, False, 0, False))
+
+
+def _blocking(limit: int) -> list[dict[str, Any]]:
+    return [asdict(task) for task in registry.tasks() if task.blocking][:limit]
+
+
+def _started() -> float:
+    """When the process started, in seconds since the epoch."""
+    with open("/proc/self/stat", "rb") as stat:
+        ticks = int(stat.read().rpartition(b")")[2].split()[19])
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,83 @@
+"""From the bytes of a patch file to a `Patch` in this process.
+
+Two kinds: an archive that `livepatch build` made, which is bound to the live modules, and a Python file
+written by hand, which is executed and must leave a `Patch` in `__livepatch__`. The name of the file is
+the patch's name unless the patch has one of its own, as a kernel module's is.
+
+A file written by hand lives as a module `__livepatch__.NAME` as long as its patch is loaded, under the
+file name `<livepatch NAME>/NAME.py` and with its source in `linecache`, so that tracebacks through it are
+readable.
+"""
+
+from __future__ import annotations
+
+import errno
+import linecache
+import sys
+from pathlib import PurePath
+from types import ModuleType
+
+from livepatch.archive import fit, format
+from livepatch.core import registry
+from livepatch.core.model import LivepatchError, Patch
+
+_MODULES = "__livepatch__."
+
+
+def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
+    """The patch that a file holds, ready to be enabled or (`dry`) to be checked.
+
+    Raises LivepatchError with the sentence that says why it is none, or does not fit this process.
+    """
+    path = PurePath(file)
+    if data[:2] == b"PK" or path.suffix != ".py":
+        return fit.bind(format.read(data), dry=dry)
+    return _execute(data, path.stem)
+
+
+def forget_unloaded() -> None:
+    """Drop the modules of hand-written patches that are no longer loaded."""
+    loaded = {patch.name for patch in registry.loaded()}
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_MODULES) and getattr(module.__dict__.get("__livepatch__"), "name", None) not in loaded:
+            del sys.modules[name]
+            linecache.cache.pop(str(module.__file__), None)
+
+
+def _execute(data: bytes, stem: str) -> Patch:
+    name, file = _MODULES + stem, f"<livepatch {stem}>/{stem}.py"
+    if name in sys.modules:
+        raise LivepatchError(
+            errno.EEXIST, f"a patch from a file '{stem}.py' is loaded already; disable and unload it first."
+        )
+    module = ModuleType(name)
+    module.__file__ = file
+    sys.modules[name] = module
+    try:
+        source = data.decode()
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
+        patch = getattr(module, "__livepatch__", None)
+        if not isinstance(patch, Patch):
+            raise LivepatchError(errno.EINVAL, f"module {stem} is not marked as a livepatch module")
+    except BaseException as error:  # what it runs is the user's, and may even try to exit
+        del sys.modules[name]
+        linecache.cache.pop(file, None)
+        if isinstance(error, LivepatchError):
+            raise
+        raise LivepatchError(errno.EINVAL, f"{stem}.py failed with {_told(error, file)}") from None
+    patch.name = patch.name or stem
+    return patch
+
+
+def _told(error: BaseException, file: str) -> str:
+    """An exception in one line, with the line of the patch file that it came from."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    where = f" (line {line})" if line else ""
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}{where}: {said}".rstrip(": ") + "."

@@ -1,0 +1,177 @@
+"""The socket of the agent: who may speak, and lines in and out without ever waiting for anybody.
+
+Everything here runs in the agent's thread, which also drives the transitions. So no client may hold it
+up: sockets never block, a request line has a limit, a client that does not read its answers is not
+listened to until it does, and one that follows events and falls behind is dropped. When too many are
+connected, the one that has been quiet the longest goes.
+
+The kernel tells who connected (SO_PEERCRED): root and the user the process runs as, nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+from livepatch.core.model import LivepatchError
+
+from . import places
+
+#: The longest request line: an archive of 64 MiB in base64, and its envelope.
+LINE_LIMIT = 90 * 2**20
+#: How much a client that follows events may fall behind.
+EVENTS_LIMIT = 2**20
+CONNECTIONS_LIMIT = 32
+_CHUNK = 2**18
+
+Answer = Callable[[bytearray, "Connection"], "bytes | None"]
+
+
+class Connection:
+    """One client: what came from it and is not a whole line yet, and what it has not taken yet."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.server = server
+        self.sock = sock
+        self.inbox = bytearray()
+        self.outbox = bytearray()
+        self.follows = False  # it subscribed to events
+
+    def send(self, line: bytes) -> None:
+        """Queue a line; what the client does not take at once goes out when it does."""
+        self.outbox += line
+        self.flush()
+
+    def push(self, line: bytes) -> None:
+        """Queue an event; a client that is too far behind is dropped."""
+        if len(self.outbox) + len(line) > EVENTS_LIMIT:
+            self.server.drop(self)
+        else:
+            self.send(line)
+
+    def receive(self) -> None:
+        """Take what the client sent, and answer the lines that are complete."""
+        try:
+            data = self.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.server.drop(self)
+            return
+        self.inbox += data
+        if b"\n" in data:
+            self.answer_lines()
+        elif len(self.inbox) > LINE_LIMIT:
+            self.server.drop(self)
+
+    def answer_lines(self) -> None:
+        """Answer complete lines, one at a time, as long as the client takes the answers."""
+        while not self.outbox and (end := self.inbox.find(b"\n")) >= 0:
+            line = self.inbox[:end]
+            del self.inbox[: end + 1]
+            reply = self.server.answer(line, self)
+            if reply is not None:
+                self.send(reply)
+
+    def flush(self) -> None:
+        """Write what the client takes now."""
+        try:
+            while self.outbox:
+                with memoryview(self.outbox) as view:
+                    sent = self.sock.send(view[:_CHUNK])
+                del self.outbox[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.server.drop(self)
+            return
+        self.server.listen_to(self)
+
+
+class Server:
+    """The listening socket of this process and its clients, registered in the agent thread's selector.
+
+    `answer` gets each request line with its connection and returns the line to send back.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector, answer: Answer) -> None:
+        self.selector = selector
+        self.answer = answer
+        self.connections: list[Connection] = []  # the most recently active last
+        self.path = places.socket_path()
+        directory = places.ensure_directory()
+        places.clear_leftovers(directory)
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)  # of an earlier process with our pid, or of ourselves before an exec
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.listener.setblocking(False)
+            self.listener.bind(self.path)
+            self.listener.listen(16)
+        except OSError as error:
+            self.listener.close()
+            raise LivepatchError(
+                error.errno or 0, f"the socket {self.path} cannot be made: {error.strerror}."
+            ) from None
+        selector.register(self.listener, selectors.EVENT_READ, self.accept)
+
+    def accept(self) -> None:
+        """Let a client in if it is root or our own user."""
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:  # it went away again, or there is no descriptor left for it
+            return
+        if _peer_uid(sock) not in (0, os.geteuid()):
+            sock.close()
+            return
+        if len(self.connections) >= CONNECTIONS_LIMIT:
+            self.drop(self.connections[0])
+        sock.setblocking(False)
+        connection = Connection(self, sock)
+        self.connections.append(connection)
+        self.selector.register(sock, selectors.EVENT_READ, lambda: self.attend(connection))
+
+    def attend(self, connection: Connection) -> None:
+        """The client sent something, or can take more of what it is owed."""
+        if connection not in self.connections:  # dropped since the selector reported it
+            return
+        self.connections.remove(connection)
+        self.connections.append(connection)
+        if connection.outbox:
+            connection.flush()
+            if connection.sock.fileno() >= 0:
+                connection.answer_lines()
+        else:
+            connection.receive()
+
+    def listen_to(self, connection: Connection) -> None:
+        """Wait for the client to read while it is owed something, else for its next request."""
+        wanted = selectors.EVENT_WRITE if connection.outbox else selectors.EVENT_READ
+        key = self.selector.get_key(connection.sock)
+        if key.events != wanted:
+            self.selector.modify(connection.sock, wanted, key.data)
+
+    def drop(self, connection: Connection) -> None:
+        """Forget a client."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.selector.unregister(connection.sock)
+            connection.sock.close()
+            connection.inbox.clear()
+            connection.outbox.clear()
+
+    def sockets(self) -> list[socket.socket]:
+        """All sockets of this server, the listening one first."""
+        return [self.listener, *(connection.sock for connection in self.connections)]
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    """The user at the other end, as the kernel knows it."""
+    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(uid)

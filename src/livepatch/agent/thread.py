@@ -1,0 +1,306 @@
+"""The agent's one thread: it drives transitions on, and serves the socket if there is one.
+
+It is started by the first `wake()` (a transition is pending) or by `serve()`, whichever comes first, and
+then sleeps in `poll()` until a round is due, a client speaks, or somebody rings the bell.
+
+`wake()` is called by the core from wherever a transition gets something to do: any thread, signal
+handlers and finalizers included, in the middle of anything. So it may neither block nor take a lock that
+the code it interrupts could hold. Starting the thread through `threading` would (its bookkeeping has a
+lock), hence `_thread`; that exactly one starts it is decided by a lock that is tried, never waited for.
+
+Two things happen to a long-lived process that an agent must survive:
+
+* **fork**: a program that has one thread must go on forking as one that has one thread (everything else
+  invites deadlocks, and from 3.12 on a warning). So the thread ends before a fork and is started again
+  after it; if it is busy just then, the fork waits a moment and no longer. The child shares the
+  descriptors with its parent: it makes a new `Agent`, and a new socket if its parent had one.
+* **closing all descriptors**, as programs do that turn themselves into daemons. Their numbers come back
+  as somebody else's files. So the agent writes to, reads from and closes a number only after making sure
+  that it is still the same pipe or socket (device and inode), uses `poll` rather than `epoll` (which has
+  a number of its own that could be lost), and makes everything anew when something is gone. It notices
+  because the other end of the bell is among the things that were closed.
+
+The thread blocks all signals: a program with one thread may block some itself to take them with `sigwait`, and
+the system would then hand them to the thread that does not.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import errno
+import os
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+
+from livepatch.core import log, registry
+from livepatch.core.model import LivepatchError, PatchStatus
+from livepatch.core.tasks import exempt_thread
+from livepatch.core.transition import exempt_threads
+
+from . import methods, places, rpc, server
+
+#: Seconds that a fork waits for the thread at most.
+_FORK_PATIENCE = 0.2
+#: Log lines that are kept for followers until the thread gets to them.
+_LINES_LIMIT = 4096
+
+
+class Descriptor:
+    """One of our descriptors, with what proves that the number is still ours."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._mark = os.fstat(number)
+
+    def ours(self) -> bool:
+        """Whether nobody closed it (and perhaps opened something else under its number)."""
+        try:
+            return os.path.samestat(os.fstat(self.number), self._mark)
+        except OSError:
+            return False
+
+
+class Bell:
+    """A pipe to ourselves, to get the thread out of `poll()`."""
+
+    def __init__(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        self.reader, self.writer = Descriptor(reader), Descriptor(writer)
+
+    def ours(self) -> bool:
+        return self.reader.ours() and self.writer.ours()
+
+    def ring(self) -> None:
+        """Never blocks: a full pipe rings already."""
+        if self.writer.ours():
+            with suppress(OSError):
+                os.write(self.writer.number, b"\0")
+
+    def silence(self) -> None:
+        with suppress(OSError):
+            os.read(self.reader.number, 4096)
+
+    def close(self) -> None:
+        for end in (self.reader, self.writer):
+            if end.ours():
+                os.close(end.number)
+
+
+class Agent:
+    """The thread and the socket of one process; a forked child makes another."""
+
+    def __init__(self) -> None:
+        self.server: server.Server | None = None
+        self._claim = _thread.allocate_lock()  # held, for good, by whoever starts the thread
+        self._serving = threading.RLock()
+        self._pausing = threading.RLock()  # over the next two
+        self._pauses = 0  # forks that are under way
+        self._alive = False  # the thread was started and has not decided to end
+        self._idents = (0, 0)  # of the thread: Python's and the system's
+        self._selector = selectors.PollSelector()
+        self._bell: Bell | None = None
+        self._listener: Descriptor | None = None
+        self._lines: deque[str] = deque(maxlen=_LINES_LIMIT)
+        self._shown: dict[str, PatchStatus] = {}
+
+    # -- called from any thread --------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Make the thread look whether a round is due, and start it if it is not running yet; never blocks."""
+        bell = self._bell
+        if bell is not None:
+            bell.ring()
+        elif self._claim.acquire(blocking=False):
+            # Whoever comes here meanwhile rings no bell, and need not: the thread begins by looking.
+            try:
+                self._hang_bell()
+                self._start()
+            except BaseException as error:
+                if not self._alive:
+                    self._take_bell_down()
+                    self._claim.release()
+                if not isinstance(error, OSError | RuntimeError):  # a signal handler raised
+                    raise
+                # No descriptor or thread to be had: the next wake tries again.
+
+    def serve(self) -> str:
+        """Have a socket, start the thread if need be, and return the socket's path.
+
+        Raises LivepatchError if the socket cannot be made, or no thread be started.
+        """
+        with self._serving:
+            self.wake()
+            if self._bell is None:
+                raise LivepatchError(errno.EAGAIN, "the agent's thread cannot be started in this process.")
+            if self.server is None:
+                self._open()
+                atexit.register(self._remove_socket)
+                self.wake()
+            assert self.server is not None
+            return self.server.path
+
+    def pause(self) -> None:
+        """Before a fork: end the thread."""
+        with self._pausing:
+            self._pauses += 1
+        if not self._alive or threading.get_ident() == self._idents[0]:
+            return
+        self.wake()
+        deadline = time.monotonic() + _FORK_PATIENCE
+        while (self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}")) and time.monotonic() < deadline:
+            time.sleep(0.0001)
+
+    def resume(self) -> None:
+        """After a fork, in the parent: start the thread again if it was there."""
+        with self._pausing:
+            self._pauses -= 1
+            if self._pauses == 0 and not self._alive and self._bell is not None:
+                with suppress(RuntimeError):  # the interpreter is just ending
+                    self._start()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what is the parent's."""
+        self._take_bell_down()
+        if self.server is not None and self._listener is not None and self._listener.ours():
+            for sock in self.server.sockets():
+                sock.close()
+        self._forget_log()
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _hang_bell(self) -> None:
+        bell = Bell()
+        self._selector.register(bell.reader.number, selectors.EVENT_READ, bell.silence)
+        self._bell = bell
+
+    def _take_bell_down(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            with suppress(KeyError):
+                self._selector.unregister(bell.reader.number)
+            bell.close()
+
+    def _open(self) -> None:
+        self.server = server.Server(self._selector, lambda line, client: rpc.answer(line, methods.METHODS, client))
+        self._listener = Descriptor(self.server.listener.fileno())
+
+    def _start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the new thread inherits it
+        try:
+            self._alive = True
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:
+            self._alive = False
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _run(self) -> None:
+        pid, ident = os.getpid(), threading.get_ident()
+        self._idents = ident, threading.get_native_id()
+        exempt_thread(ident)
+        threading.current_thread().name = "livepatch"
+        while self._goes_on() and os.getpid() == pid:  # foreign code that a client had us run may have forked
+            try:
+                self._turn()
+            except Exception as error:
+                log.error(f"the agent failed with {type(error).__name__}: {error}")
+                time.sleep(1.0)
+        # The next thread may get the same ident, and is somebody else's.
+        exempt_threads.discard(ident)
+        threading.current_thread()._delete()  # type: ignore[attr-defined]
+
+    def _goes_on(self) -> bool:
+        with self._pausing:
+            self._alive = self._pauses == 0
+            return self._alive
+
+    def _turn(self) -> None:
+        """Sleep until there is something to do, and do it."""
+        ready = self._selector.select(registry.next_round())
+        if not self._ours():
+            self._start_over()
+            return
+        for key, _events in ready:
+            key.data()
+        due = registry.next_round()
+        if due is not None and due <= 0:
+            registry.tick()
+        if self.server is not None:
+            self._publish(self.server)
+
+    def _ours(self) -> bool:
+        return self._bell is not None and self._bell.ours() and (self._listener is None or self._listener.ours())
+
+    def _start_over(self) -> None:
+        """Our descriptors were closed under us: make new ones and never touch the old numbers again."""
+        time.sleep(1.0)  # whoever closes one after the other is to be done with it first
+        with self._serving:
+            self._take_bell_down()
+            served, self._selector = self.server, selectors.PollSelector()
+            self._hang_bell()
+            if served is not None:
+                for sock in served.sockets():
+                    sock.detach()
+                self._open()
+
+    def _remove_socket(self) -> None:
+        if self.server is not None and self.server.path == places.socket_path():
+            with suppress(OSError):
+                os.unlink(self.server.path)
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def _publish(self, running: server.Server) -> None:
+        """Tell the followers the new log lines and what became of transitions."""
+        followers = [connection for connection in running.connections if connection.follows]
+        if not followers:
+            self._forget_log()
+            return
+        if self._on_log not in log.listeners:
+            log.listeners.append(self._on_log)
+            self._shown = {patch.name: patch for patch in registry.patches()}
+        events = []
+        while self._lines:
+            events.append(rpc.notification("log", {"line": self._lines.popleft()}))
+        before, self._shown = self._shown, {patch.name: patch for patch in registry.patches()}
+        for name in before.keys() | self._shown.keys():
+            change = _change(name, before.get(name), self._shown.get(name))
+            if change:
+                events.append(rpc.notification("transition", change))
+        for connection in followers:
+            for line in events:
+                connection.push(line)
+
+    def _on_log(self, line: str) -> None:
+        self._lines.append(line)
+        self.wake()
+
+    def _forget_log(self) -> None:
+        if self._on_log in log.listeners:
+            log.listeners.remove(self._on_log)
+            self._lines.clear()
+
+
+def _change(name: str, before: PatchStatus | None, now: PatchStatus | None) -> dict[str, object] | None:
+    """What a follower is told about a patch: its state, or that it is listed no more."""
+    if now is None:
+        return {"name": name, "listed": False}
+    shown = ("enabled", "transition", "left")
+    if before is not None and all(getattr(before, what) == getattr(now, what) for what in shown):
+        return None
+    return {
+        "name": name,
+        "listed": True,
+        "enabled": now.enabled,
+        "transition": now.transition,
+        "total": now.total,
+        "left": now.left,
+    }

@@ -1,0 +1,170 @@
+"""What a patch adds to a live module: functions, classes, imports, names, and members of classes.
+
+They are added one by one before any function is redirected, in the order of the new source, so that each can
+use the ones before. Old code does not know their names, so nobody notices. For that to be true, a name must
+be free: in the module, and in a class also among what it inherits. An import may find its name bound, to the
+very object that it would have bound.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from livepatch.archive.format import AddedEntry, ObjectEntry
+from livepatch.archive.pieces import NewSource, cut, imports, live_class, owner, run
+from livepatch.core.model import LivepatchError
+
+_Place = ModuleType | type
+_ABSENT = object()
+
+
+class Additions:
+    """The additions of one module: looked at, made, and taken back.
+
+    `everything` has (id of module or class, name) of everything that the patch has added anywhere.
+    """
+
+    def __init__(self, entry: ObjectEntry, source: NewSource, everything: set[tuple[int, str]]) -> None:
+        self._module = entry.module
+        self._removed = entry.removed
+        self._source = source
+        self._everything = everything
+        self._made: list[tuple[_Place, str, Any]] = []
+        found: set[AddedEntry] = set()
+
+        def wanted(node: ast.AST) -> bool:
+            entries = [added for added in entry.added if _is_for(added, node)]
+            found.update(entries)
+            return bool(entries)
+
+        self._pieces = list(cut(source.tree.body, wanted))
+        for added in entry.added:
+            if added not in found:
+                raise _refusal(f"The archive adds '{added.name}' to '{self._module}', but its source lacks it.")
+
+    def do_imports(self, module: ModuleType) -> None:
+        """Import what the new statements will import. Raises LivepatchError (EINVAL) if that fails."""
+        for piece in self._pieces:
+            for node in imports(piece):
+                try:
+                    _import(node, module)
+                except Exception as error:  # importing runs foreign code
+                    if not isinstance(piece.statement, ast.Try):
+                        raise _refusal(
+                            f"`{ast.unparse(node)}` in the new version of '{self._module}' fails: {error!r}."
+                        ) from error
+
+    def verify(self, module: ModuleType) -> None:
+        """Raise LivepatchError (EINVAL) if a class is not there, or the name of a function or class is taken."""
+        for piece in self._pieces:
+            place, node = owner(piece, module), piece.statement
+            if place is not None and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                self._check_free(place, node.name)
+        for removed in self._removed:
+            path, _, name = removed.name.rpartition(".")
+            cls = live_class(module, path)
+            base = self._inherited_from(cls, name) if cls is not None else None
+            if base is not None:
+                raise _refusal(
+                    f"'{removed.name}' in '{self._module}' is gone in the new version, and the one inherited "
+                    f"from '{base.__qualname__}' would come to light."
+                )
+
+    def make(self, module: ModuleType) -> None:
+        """Add everything, or nothing. Raises what the new statements raise."""
+        try:
+            for piece in self._pieces:
+                place = owner(piece, module)
+                if place is not None:
+                    for name, value in run(self._source, piece, module).items():
+                        if vars(place).get(name, _ABSENT) is not value:
+                            self._check_free(place, name)
+                            self._bind(place, name, value)
+        except BaseException:
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """Remove what was added, unless somebody has put something else in its place."""
+        while self._made:
+            place, name, value = self._made.pop()
+            self._everything.discard((id(place), name))
+            if vars(place).get(name, _ABSENT) is value:
+                if isinstance(place, type):
+                    type.__delattr__(place, name)
+                else:
+                    del vars(place)[name]
+
+    def _check_free(self, place: _Place, name: str) -> None:
+        if (id(place), name) in self._everything:
+            return  # the new source binds it twice: the accessors of a property
+        shown = f"{place.__qualname__}.{name}" if isinstance(place, type) else name
+        if name in vars(place):
+            raise _refusal(f"'{shown}' exists already in the live module '{self._module}' and is something else.")
+        base = self._inherited_from(place, name) if isinstance(place, type) else None
+        if base is not None:
+            raise _refusal(
+                f"The new '{shown}' in '{self._module}' would hide from old code what is inherited "
+                f"from '{base.__qualname__}'."
+            )
+
+    def _inherited_from(self, cls: type, name: str) -> type | None:
+        """The class that gives `name` to old code."""
+        for base in cls.__mro__[1:]:
+            if name in vars(base) and (id(base), name) not in self._everything:
+                return base
+        return None
+
+    def _bind(self, place: _Place, name: str, value: Any) -> None:
+        self._made.append((place, name, value))
+        self._everything.add((id(place), name))
+        if not isinstance(place, type):
+            vars(place)[name] = value
+            return
+        type.__setattr__(place, name, value)  # a metaclass has no say: the class was made long ago
+        if hasattr(type(value), "__set_name__"):
+            type(value).__set_name__(value, place, name)
+
+
+def _refusal(sentence: str) -> LivepatchError:
+    return LivepatchError(errno.EINVAL, sentence)
+
+
+def _import(node: ast.Import | ast.ImportFrom, module: ModuleType) -> None:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            importlib.import_module(alias.name)
+        return
+    package = module.__spec__.parent if module.__spec__ is not None else module.__package__
+    origin = importlib.import_module("." * node.level + (node.module or ""), package)
+    for alias in node.names:
+        if not hasattr(origin, alias.name) and hasattr(origin, "__path__"):
+            with contextlib.suppress(ModuleNotFoundError):  # no submodule, but a name that the patch adds
+                importlib.import_module(f"{origin.__name__}.{alias.name}")
+
+
+def _is_for(added: AddedEntry, node: ast.AST) -> bool:
+    """Whether an entry of the manifest means this statement or part of an import."""
+    if getattr(node, "lineno", None) != added.line:
+        return False
+    if isinstance(node, ast.alias):
+        return added.kind == "import" and added.name == (node.asname or node.name.split(".")[0])
+    if not isinstance(node, ast.stmt) or isinstance(node, ast.Import | ast.ImportFrom):
+        return False
+    return added.kind == "statement" or added.name.rpartition(".")[2] in set(_bound(node))
+
+
+def _bound(node: ast.stmt) -> Iterator[str]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield inner.name
+        elif isinstance(inner, ast.alias):
+            yield inner.asname or inner.name.split(".")[0]
+        elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+            yield inner.id

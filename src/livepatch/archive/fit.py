@@ -1,0 +1,200 @@
+"""From an archive to a patch for this process, with proof that it fits.
+
+Both sources are compiled by the interpreter that will run them. The old one is compared with the live code of
+every function that the patch changes: any difference refuses the patch, and the sentence says which. So it
+does not matter which release is installed, or what a vendor changed elsewhere in it.
+
+`bind` changes nothing in live modules; unless it is a dry run, it imports what the new code will import. The
+rest is done by the callbacks of the patch, under the registry's mutex. Before the functions are redirected,
+what is new is added where old code cannot see it (`additions`); when every task has moved, constants that
+nobody computes with are set; when the patch is gone, all of it is taken back.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import linecache
+import warnings
+from types import CodeType, FunctionType, ModuleType
+
+from livepatch.archive.additions import Additions
+from livepatch.archive.constants import Constants
+from livepatch.archive.format import Archive, FunctionEntry, ObjectEntry
+from livepatch.archive.pieces import NewSource, find_function
+from livepatch.archive.signature import changes_signature, new_attributes
+from livepatch.core import codes, redirect, resolve
+from livepatch.core.codes import Definition
+from livepatch.core.model import Body, Callbacks, Func, LivepatchError, Object, Patch
+from livepatch.core.symbols import Tables, front_code, loaded_module
+
+
+def bind(archive: Archive, *, dry: bool = False) -> Patch:
+    """The patch of an archive, ready to be enabled here or, if `dry`, to be checked.
+
+    Raises LivepatchError: ENOENT if none of its modules is imported in this process, EINVAL if the archive
+    cannot be compiled here or differs from the live code.
+    """
+    manifest = archive.manifest
+    added: set[tuple[int, str]] = set()  # by all of them together
+    modules = [_Module(manifest.name, entry, archive, added) for entry in manifest.objects]
+    if not any(module.live() for module in modules):
+        names = ", ".join(module.name for module in modules)
+        raise LivepatchError(errno.ENOENT, f"None of the modules that the patch changes is imported here: {names}.")
+    if not dry:
+        _import_for(modules)
+    present = [(module, live) for module in modules if (live := module.live()) is not None]
+    tables = Tables([live for _, live in present])
+    for module, live in present:
+        module.verify(live, tables)
+    return Patch(
+        manifest.name,
+        [module.object for module in modules],
+        replace=manifest.replace,
+        consistency=manifest.consistency,
+        states=manifest.states,
+        version=manifest.version,
+        description=manifest.description,
+    )
+
+
+def _import_for(modules: list[_Module]) -> None:
+    """Import what new statements will, so that it does not happen under a lock; more modules may come so."""
+    waiting = list(modules)
+    while ready := [module for module in waiting if module.live() is not None]:
+        for module in ready:
+            waiting.remove(module)
+            live = module.live()
+            assert live is not None
+            module.additions.do_imports(live)
+
+
+class _Function:
+    """One function that the patch changes, in both versions."""
+
+    def __init__(self, entry: FunctionEntry, old: Definition, new: Definition) -> None:
+        self.entry = entry
+        self.old = old
+        self.new = new
+        self.body = Body(new.code)
+        self.func = Func(entry.name, self.body, old_sympos=entry.sympos)
+
+
+class _Module:
+    """What the patch does to one module: its object, and the callbacks of that."""
+
+    def __init__(self, patch: str, entry: ObjectEntry, archive: Archive, added: set[tuple[int, str]]) -> None:
+        self.entry = entry
+        self.name = entry.module
+        self.text = archive.new[entry.path]
+        self.old = _compiled(archive.old[entry.path], f"old/{entry.path}")
+        self.new = _compiled(self.text, f"<livepatch {patch}>/{entry.path}")
+        old, new = codes.definitions(self.old.code), codes.definitions(self.new.code)
+        self.functions = [
+            _Function(f, self._find(old, f.name, f.sympos), self._find(new, f.name, f.new_sympos))
+            for f in entry.functions
+        ]
+        self.additions = Additions(entry, self.new, added)
+        self.constants = Constants(entry, self.new)
+        callbacks = Callbacks(pre_patch=self._pre_patch, post_patch=self._post_patch, post_unpatch=self._post_unpatch)
+        self.object = Object(entry.module, [function.func for function in self.functions], callbacks=callbacks)
+
+    def _find(self, found: list[Definition], name: str, sympos: int) -> Definition:
+        same_name = [definition for definition in found if definition.name == name]
+        for definition in same_name:
+            if definition.sympos == sympos or (sympos == 0 and len(same_name) == 1):
+                return definition
+        raise LivepatchError(errno.EINVAL, f"The archive names '{name}', which its '{self.name}' does not define.")
+
+    def live(self) -> ModuleType | None:
+        """The module, if it is imported."""
+        return loaded_module(self.name)
+
+    def verify(self, module: ModuleType, tables: Tables) -> None:
+        """Raise LivepatchError (EINVAL) unless the live module is what the patch was built for."""
+        for function in list(self.functions):
+            entry = function.entry
+            if entry.conditional and not _is_defined(tables, module, entry):
+                self.functions.remove(function)
+                self.object.funcs.remove(function.func)
+                continue
+            live = front_code(tables.find(module, entry.name, entry.sympos, self.name).code)
+            if not codes.same(live, function.old.code):
+                sentence = f"The live '{entry.name}' in '{self.name}' is not the one that the patch was built for."
+                raise LivepatchError(errno.EINVAL, sentence)
+        self.additions.verify(module)
+
+    def _pre_patch(self, obj: Object) -> None:
+        module = obj.module
+        assert module is not None
+        if obj.module_state == "COMING":
+            self.verify(module, Tables([module]))
+        try:
+            self.additions.make(module)
+            self._check_names(module)
+            self.constants.evaluate(module)
+            self._set_attributes(module)
+        except LivepatchError:
+            self.additions.take_back()
+            raise
+        except Exception as error:  # what the new source does at module level is its own affair
+            self.additions.take_back()
+            sentence = f"A new statement for '{self.name}' failed: {error!r}."
+            raise LivepatchError(errno.EINVAL, sentence) from error
+        lines = self.text.decode(errors="replace").splitlines(keepends=True)
+        linecache.cache[self.new.file] = (len(self.text), None, lines, self.new.file)
+
+    def _check_names(self, module: ModuleType) -> None:
+        """New code that names what the module does not have would fail when it runs: better now."""
+        _, assigned = codes.global_names(self.new.code)
+        known = assigned | vars(module).keys() | vars(builtins).keys()
+        for function in self.functions:
+            read = codes.global_names(function.new.code)[0] - codes.global_names(function.old.code)[0]
+            for name in sorted(read - known):
+                sentence = f"The new '{function.entry.name}' uses '{name}', which '{self.name}' does not have."
+                raise LivepatchError(errno.EINVAL, sentence)
+
+    def _set_attributes(self, module: ModuleType) -> None:
+        """What the functions get besides new code: defaults, annotations, docstring."""
+        carriers: dict[int, list[FunctionType]] = {}
+        for function in self.functions:
+            attributes = function.body.attributes
+            attributes.clear()
+            if codes.docstring(function.old.code) != codes.docstring(function.new.code):
+                attributes["__doc__"] = codes.docstring(function.new.code)
+            if "<locals>" in function.entry.name:
+                continue  # a closure was born with defaults of its own; the build made sure that they stay
+            old, new = find_function(self.old, function.old.code), find_function(self.new, function.new.code)
+            if changes_signature(old, new):
+                carriers = carriers or redirect.functions_of(c for f in self.functions for c in _codes(f))
+                live = next((carrier for code in _codes(function) for carrier in carriers[id(code)]), None)
+                if live is not None:
+                    attributes.update(new_attributes(old, self.new, new, live, module))
+
+    def _post_patch(self, obj: Object) -> None:
+        assert obj.module is not None
+        self.constants.set(obj.module)
+
+    def _post_unpatch(self, obj: Object) -> None:
+        self.constants.set_back()
+        self.additions.take_back()
+        linecache.cache.pop(self.new.file, None)
+
+
+def _is_defined(tables: Tables, module: ModuleType, entry: FunctionEntry) -> bool:
+    return any(entry.sympos in (0, symbol.sympos) for symbol in tables.all(module, entry.name))
+
+
+def _codes(function: _Function) -> list[CodeType]:
+    return resolve.current_codes(function.func)
+
+
+def _compiled(content: bytes, file: str) -> NewSource:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return NewSource(content, file)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 0
+        sentence = f"This Python cannot compile {file}, line {line}: {error.args[0]}."
+        raise LivepatchError(errno.EINVAL, sentence) from None

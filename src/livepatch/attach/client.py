@@ -1,0 +1,223 @@
+"""The administrator's end of an agent's socket.
+
+The other end is somebody else's process: it may end in the middle of an answer, be stopped, or not be an
+agent at all. So every wait has a limit, and all of this becomes one sentence. Before anything is said,
+the kernel is asked who listens there (SO_PEERCRED): only the very process that was meant will do, whoever
+made the socket file.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import socket
+import struct
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from livepatch.agent.rpc import PROTOCOL
+from livepatch.core.model import LivepatchError
+
+from .processes import NoAccess, Process, alive, require_python
+
+#: Seconds that an agent may take to answer. Its thread needs the interpreter, which C code can keep to
+#: itself for a while.
+ANSWER_TIMEOUT = 15.0
+#: A load compiles, imports and runs callbacks.
+LOAD_TIMEOUT = 120.0
+#: The agent takes no longer requests.
+FILE_LIMIT = 64 * 2**20
+_ANSWER_LIMIT = 512 * 2**20
+
+
+class NotPrepared(LivepatchError):
+    """A Python process in which no agent listens."""
+
+    def __init__(self, process: Process) -> None:
+        if process.takes_remote_exec:
+            remedy = f"`livepatch attach {process.pid}` prepares it."
+        else:
+            remedy = "start it with `livepatch run -- ...` or have it call livepatch.start_agent()."
+        super().__init__(
+            errno.ENOTCONN, f"process {process.pid} (Python {process.python}) is not prepared for livepatch; {remedy}"
+        )
+        self.process = process
+
+
+class AgentFailure(LivepatchError):
+    """The agent met an error that nobody foresaw; `traceback` is the agent's."""
+
+    traceback = ""
+
+
+class Client:
+    """A connection to the agent of one process, ready to be called.
+
+    Raises NoAccess if there is no such Python process or it is not ours, NotPrepared if no agent listens
+    in it, and LivepatchError if the agent cannot be used.
+    """
+
+    def __init__(self, pid: int, *, timeout: float = ANSWER_TIMEOUT) -> None:
+        self.pid = pid
+        self.process = require_python(pid)
+        self._inbox = bytearray()
+        self._events: deque[dict[str, Any]] = deque()
+        self._number = 0
+        self._sock = _connect(self.process)
+        try:
+            self.hello: dict[str, Any] = self.call("hello", timeout=timeout)
+            if self.hello.get("protocol") != PROTOCOL:
+                raise LivepatchError(
+                    errno.EPROTO,
+                    f"process {pid} has the agent of another livepatch (version {self.hello.get('version')});"
+                    " use that version of the command.",
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def call(self, method: str, *, timeout: float = ANSWER_TIMEOUT, **params: Any) -> Any:
+        """Call a method of the agent and return its result; LivepatchError carries the agent's refusal."""
+        self._number += 1
+        request = {"jsonrpc": "2.0", "id": self._number, "method": method, "params": params}
+        deadline = time.monotonic() + timeout
+        try:
+            self._sock.settimeout(timeout)
+            self._sock.sendall(json.dumps(request).encode() + b"\n")
+            while True:
+                message = self._receive(deadline)
+                if message.get("id") == self._number:
+                    break
+                if "method" in message:
+                    self._events.append(message)
+        except TimeoutError:
+            raise LivepatchError(
+                errno.ETIMEDOUT,
+                f"process {self.pid} did not answer '{method}' within {timeout:g} s; it may be stopped or busy"
+                f" in C code. `livepatch status --pid {self.pid}` tells later what became of it.",
+            ) from None
+        except (ConnectionError, BrokenPipeError):
+            raise self._lost(method) from None
+        if "result" in message:
+            return message["result"]
+        raise self._refusal(message)
+
+    def send_file(self, method: str, path: Path) -> dict[str, Any]:
+        """`load` or `check` a patch file."""
+        if path.stat().st_size > FILE_LIMIT:
+            raise LivepatchError(errno.EFBIG, f"{path} is larger than {FILE_LIMIT >> 20} MiB, too large for a patch.")
+        data = base64.b64encode(path.read_bytes()).decode()
+        result: dict[str, Any] = self.call(method, timeout=LOAD_TIMEOUT, file=path.name, data=data)
+        return result
+
+    def event(self, timeout: float) -> dict[str, Any] | None:
+        """The next event since `subscribe` was called, or None if there is none for so many seconds."""
+        if self._events:
+            return self._events.popleft()
+        try:
+            return self._receive(time.monotonic() + timeout)
+        except TimeoutError:
+            return None
+        except ConnectionError:
+            raise self._lost("subscribe") from None
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        """The next message; TimeoutError when the deadline passes before it is complete."""
+        searched = 0
+        while (end := self._inbox.find(b"\n", searched)) < 0:
+            searched = len(self._inbox)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._sock.settimeout(left)
+            data = self._sock.recv(2**20)
+            if not data:
+                raise ConnectionResetError
+            self._inbox += data
+            if len(self._inbox) > _ANSWER_LIMIT:
+                raise self._garbage()
+        line = self._inbox[:end]
+        del self._inbox[: end + 1]
+        try:
+            message = json.loads(line)
+        except ValueError:
+            raise self._garbage() from None
+        if not isinstance(message, dict):
+            raise self._garbage()
+        return message
+
+    def _garbage(self) -> LivepatchError:
+        return LivepatchError(
+            errno.EPROTO, f"what listens in process {self.pid} does not speak like a livepatch agent."
+        )
+
+    def _lost(self, method: str) -> LivepatchError:
+        # The socket closes a moment before the process is gone from /proc.
+        deadline = time.monotonic() + 1.0
+        while alive(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if alive(self.pid):
+            return LivepatchError(
+                errno.ECONNRESET, f"the agent of process {self.pid} closed the connection during '{method}'."
+            )
+        return NoAccess(errno.ESRCH, f"process {self.pid} ended during '{method}'.")
+
+    def _refusal(self, message: dict[str, Any]) -> LivepatchError:
+        error = message.get("error")
+        data = error.get("data") if isinstance(error, dict) else None
+        if not isinstance(data, dict) or not isinstance(data.get("errno"), int):
+            return self._garbage()
+        number, sentence = data["errno"], str(data.get("sentence"))
+        if "traceback" in data:
+            failure = AgentFailure(number, sentence)
+            failure.traceback = str(data["traceback"])
+            return failure
+        return LivepatchError(number, sentence)
+
+
+def _connect(process: Process) -> socket.socket:
+    """A socket whose other end is this very process."""
+    denied = False
+    for path in process.sockets():
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(ANSWER_TIMEOUT)
+            sock.connect(path)
+            if _peer_pid(sock) == process.pid:
+                return sock
+        except PermissionError:
+            denied = True
+        except BlockingIOError:  # the queue of those who want to connect is full
+            sock.close()
+            raise LivepatchError(
+                errno.ETIMEDOUT,
+                f"the agent of process {process.pid} accepts no connection; the process may be stopped.",
+            ) from None
+        except OSError:
+            pass
+        sock.close()
+    if denied and process.uid != os.geteuid():
+        raise NoAccess(
+            errno.EACCES, f"process {process.pid} belongs to user {process.uid}; run livepatch as that user or as root."
+        )
+    raise NotPrepared(process)
+
+
+def _peer_pid(sock: socket.socket) -> int:
+    """The process that listens at the other end, as the kernel knows it."""
+    pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(pid)

@@ -1,0 +1,163 @@
+"""Two source trees into a report: what a patch from the one to the other would do.
+
+Every module that differs is compared by rules (`modules`, `classes`, `functions`); each rule says what
+becomes of a difference and claims the piece of syntax that it explained. At the end, whatever differs and was
+claimed by nobody is refused: a rule that was forgotten shows as a refusal, never as a silent loss.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from livepatch.build import syntax
+from livepatch.build.attributes import check_attributes
+from livepatch.build.findings import RESTART, Findings
+from livepatch.build.modules import compare_modules
+from livepatch.build.report import NOTED, REFUSED, Change, Report
+from livepatch.build.sources import Files, Tree, module_name
+from livepatch.build.world import World
+
+
+def compare(old: Files, new: Files) -> Report:
+    """What would become of every difference between two trees (path -> content).
+
+    Raises LivepatchError (EINVAL) if a tree is itself a package.
+    """
+    world = World(Tree.sort(old), Tree.sort(new))
+    modules = []
+    changes: list[Change] = []
+    for path in sorted(world.old.python.keys() | world.new.python.keys()):
+        before, after = world.old.python.get(path), world.new.python.get(path)
+        if before is not None and after is not None and before.splitlines() != after.splitlines():
+            found = _compare_module(world, path, changes)
+            if found is not None:
+                modules.append(found)
+    check_attributes(modules)
+    for found in modules:
+        _note_effects(found)
+    changes += [change for found in modules for change in found.changes]
+    changes += _whole_modules(world, modules)
+    changes += _other_files(world)
+    return Report(sorted(changes, key=lambda change: (change.file, change.line, change.name)))
+
+
+def _compare_module(world: World, path: str, changes: list[Change]) -> Findings | None:
+    try:
+        found = Findings(world.source(path, new=False), world.source(path, new=True), world)
+        compare_modules(found)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 0
+        reason = f"this Python cannot compile it: {error.args[0]}"
+        hint = "build with the Python that runs the process"
+        changes.append(Change(REFUSED, module_name(path), "", path, line, "module", reason, hint))
+        return None
+    _check_complete(found)
+    return found
+
+
+def _check_complete(found: Findings) -> None:
+    old = _unclaimed(found.old.tree.body, found.claimed)
+    new = _unclaimed(found.new.tree.body, found.claimed)
+    for line in _lines_only_in(new, old) or _lines_only_in(old, new):
+        found.refuse("", line, "statement", "this difference is not understood")
+
+
+def _unclaimed(body: Sequence[ast.stmt], claimed: set[int]) -> dict[str, int]:
+    """What no rule claimed, each piece with its line."""
+    found: dict[str, int] = {}
+    for statement in syntax.flatten(body):
+        node = statement.node
+        if statement.dormant or id(statement.identity) in claimed:
+            continue
+        if isinstance(node, ast.ClassDef):
+            inner = _unclaimed(node.body, claimed)
+            found |= {f"{node.name}: {text}": line for text, line in inner.items()}
+            head = [node.name, *map(syntax.shape, (node.bases, node.keywords)), syntax.decorators(node)]
+            found[repr((statement.under, head))] = node.lineno
+        elif not (isinstance(node, syntax.FunctionNode) and syntax.is_overload(node)):
+            found[repr(statement.key)] = statement.line
+    return found
+
+
+def _lines_only_in(one: dict[str, int], other: dict[str, int]) -> list[int]:
+    return sorted({line for text, line in one.items() if text not in other})
+
+
+def _note_effects(found: Findings) -> None:
+    """Say what a change of this module would have done when it was imported, and cannot do now."""
+    for _, new in found.functions:
+        name = new.definition.name
+        calls = found.world.readers(found.new.module, name).calls if name == new.node.name else []
+        if calls:
+            more = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
+            reason = f"called when modules are imported, by {calls[0]}{more}: what the old one did then stays"
+            found.note(name, new.node.lineno, "function", reason)
+    public = [name for name, _ in found.added if "." not in name and not name.startswith("_")]
+    importers = found.world.star_importers(found.new.module) if public else []
+    if importers:
+        reason = f"new names, which `import *` in {importers[0]} does not pass on: {', '.join(public)}"
+        found.note("", 0, "import", reason)
+
+
+def _whole_modules(world: World, modules: Sequence[Findings]) -> list[Change]:
+    """Modules that only one of the trees has."""
+    changes = []
+    needed = {name: where for found in modules for name, where in _imported(found)}
+    for path in sorted(world.new.python.keys() - world.old.python.keys()):
+        name = module_name(path)
+        if name in needed:
+            reason = f"a new module, imported by {needed[name]}"
+            changes.append(Change(REFUSED, name, "", path, 0, "module", reason, RESTART.format(name)))
+        else:
+            changes.append(Change(NOTED, name, "", path, 0, "module", "a new module, which nothing here imports"))
+    for path in sorted(world.old.python.keys() - world.new.python.keys()):
+        changes.append(Change(NOTED, module_name(path), "", path, 0, "module", "gone; it is left in place"))
+    return changes
+
+
+def _imported(found: Findings) -> list[tuple[str, str]]:
+    """(module, who) for everything that code brought in by the patch imports."""
+    bodies: list[tuple[str, ast.AST]] = [(new.definition.name, new.node) for _, new in found.functions]
+    bodies += [(name, statement.node) for name, statement in found.added]
+    imported = []
+    for who, body in bodies:
+        where = f"{who} in {found.new.path}"
+        for node in ast.walk(body):
+            if isinstance(node, ast.Import):
+                imported += [(alias.name, where) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                origin = found.new.resolve(node)
+                imported += [(origin, where), *((f"{origin}.{alias.name}", where) for alias in node.names)]
+    return imported
+
+
+def _other_files(world: World) -> list[Change]:
+    """Differences in what is not Python source, or not part of a package."""
+    changes = []
+    for path in _differing(world.old.compiled, world.new.compiled):
+        name = module_name(path)
+        reason, hint = "compiled code cannot be exchanged in a live process", RESTART.format(name)
+        fate = REFUSED
+        if path.endswith((".so", ".pyd", ".c", ".cpp")) and _same_cython(world, path):
+            fate, reason, hint = NOTED, "compiled anew from the same source", ""
+        changes.append(Change(fate, name, "", path, 0, "extension", reason, hint))
+    for path in _differing(world.old.data, world.new.data):
+        reason = "a data file; the patch does not touch files"
+        changes.append(Change(NOTED, "", "", path, 0, "file", reason))
+    folders: dict[str, int] = {}
+    for path in _differing(world.old.outside, world.new.outside):
+        folder = path.partition("/")[0]
+        folders[folder] = folders.get(folder, 0) + 1
+    for folder, count in sorted(folders.items()):
+        changes.append(Change(NOTED, "", "", folder, 0, "file", f"{count} changed, outside of the packages"))
+    return changes
+
+
+def _differing(old: dict[str, bytes], new: dict[str, bytes]) -> list[str]:
+    return sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+
+
+def _same_cython(world: World, path: str) -> bool:
+    source = path.rpartition("/")[0] + "/" + path.rpartition("/")[2].split(".")[0] + ".pyx"
+    return world.old.compiled.get(source) == world.new.compiled.get(source, b"")

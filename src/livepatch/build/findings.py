@@ -1,0 +1,146 @@
+"""What is found in one module, while it is being compared."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from livepatch.archive.format import AddedEntry, ConstantEntry, FunctionEntry, RemovedEntry
+from livepatch.build import functions, syntax
+from livepatch.build.functions import Version
+from livepatch.build.report import ADDED, CARRIED, NOTED, REFUSED, Change
+from livepatch.build.scopes import Pair, Scope
+from livepatch.build.syntax import Statement
+from livepatch.build.world import Source, World
+
+RESTART = "restart the process for this, or leave it out: --exclude '{}'"
+
+#: Decorators that have no effect but on what they decorate.
+_WRAPPERS = {
+    *("staticmethod", "classmethod", "property", "setter", "getter", "deleter", "cached_property", "abstractmethod"),
+    *("wraps", "cache", "lru_cache", "contextmanager", "asynccontextmanager", "dataclass", "total_ordering"),
+    *("override", "final", "overload", "singledispatch", "singledispatchmethod", "define", "frozen"),
+}
+
+
+class Findings:
+    """The changes of one module, and which pieces of its two syntax trees they account for."""
+
+    def __init__(self, old: Source, new: Source, world: World) -> None:
+        self.old = old
+        self.new = new
+        self.world = world
+        self.changes: list[Change] = []
+        self.functions: list[tuple[Version, Version]] = []
+        self.classes: list[tuple[str, ast.ClassDef, ast.ClassDef]] = []  # qualified name, old, new
+        self.added: list[tuple[str, Statement]] = []
+        self.claimed: set[int] = set()
+
+    def claim(self, *statements: Statement) -> None:
+        """Say that the difference of these is accounted for."""
+        self.claimed |= {id(statement.identity) for statement in statements}
+
+    def say(
+        self,
+        fate: str,
+        name: str,
+        line: int,
+        kind: str,
+        reason: str,
+        hint: str = "",
+        entry: FunctionEntry | AddedEntry | RemovedEntry | ConstantEntry | None = None,
+        node: ast.AST | None = None,
+    ) -> None:
+        needs = frozenset(_needs(self.new, name, node)) if node is not None else frozenset()
+        change = Change(fate, self.new.module, name, self.new.path, line, kind, reason, hint, entry, needs)
+        if change not in self.changes:
+            self.changes.append(change)
+
+    def note(self, name: str, line: int, kind: str, reason: str) -> None:
+        self.say(NOTED, name, line, kind, reason)
+
+    def refuse(self, name: str, line: int, kind: str, reason: str, hint: str = RESTART) -> None:
+        self.say(REFUSED, name, line, kind, reason, hint.format(f"{self.new.module}:{name}"))
+
+    def add(self, name: str, statement: Statement, kind: str, reason: str = "new") -> None:
+        self.added.append((name, statement))
+        self.say(
+            ADDED,
+            name,
+            statement.line,
+            kind,
+            reason,
+            entry=AddedEntry(name, kind, statement.line),
+            node=statement.node,
+        )
+
+    def note_dormant(self, scope: Scope) -> None:
+        """Say once for a scope that something is different that a live module does not use."""
+        for statement, reason in (
+            (scope.dormant(), "a block changed that importing the module does not run"),
+            (scope.overloads(), "overloads changed, which only type checkers use"),
+        ):
+            if statement is not None:
+                self.note(scope.prefix.rstrip("."), statement.line, "statement", reason)
+        for statement in scope.reordered():
+            names = " ".join(sorted(statement.binds() or ()))
+            self.refuse(scope.prefix + names, statement.line, "name", "it is bound again, now in another order")
+
+    def note_decorators(self, name: str, node: syntax.DefinitionNode) -> None:
+        """Say which decorators of something new do more than to wrap it, perhaps."""
+        for decorator in node.decorator_list:
+            if syntax.last_name(decorator) not in _WRAPPERS:
+                reason = f"its decorator `{ast.unparse(decorator)}` runs when the patch is loaded, and is not undone"
+                self.note(name, decorator.lineno, "decorator", reason)
+
+    def compare_functions(self, prefix: str, pair: Pair, conditional: bool = False) -> None:
+        """A function or method that both versions have; `conditional` if its class need not exist."""
+        old, new = pair[0].node, pair[1].node
+        assert isinstance(old, syntax.FunctionNode)
+        assert isinstance(new, syntax.FunctionNode)
+        before = len(self.changes)
+        name = prefix + new.name
+        kind = "method" if prefix else "function"
+        if pair[0].under != pair[1].under:
+            self.refuse(name, new.lineno, kind, "it is now defined under another condition")
+        was, now = self.old.version(old), self.new.version(new)
+        if was is not None and now is not None:
+            self._judge(kind, was, now, conditional or bool(pair[0].under))
+        elif syntax.shape(old) != syntax.shape(new):
+            self.refuse(name, new.lineno, kind, "this Python does not compile it, so it cannot be compared")
+        if len(self.changes) == before and syntax.annotation_dumps(old) != syntax.annotation_dumps(new):
+            self.note(name, new.lineno, kind, "only annotations changed")
+        # Shapes may differ where the compiled code does not: that too is accounted for.
+        self.claim(*pair)
+
+    def _judge(self, kind: str, old: Version, new: Version, conditional: bool) -> None:
+        for verdict in functions.compare(old, new, self.old.version, self.new.version):
+            was, now = verdict.old.definition, verdict.new.definition
+            line = verdict.new.node.lineno
+            if verdict.hint:
+                self.refuse(was.name, line, kind, verdict.reason, verdict.hint)
+                continue
+            entry = FunctionEntry(
+                was.name, line, verdict.reason, self.old.sympos(was), self.new.sympos(now), conditional
+            )
+            self.functions.append((verdict.old, verdict.new))
+            self.say(CARRIED, was.name, line, kind, verdict.reason, entry=entry, node=verdict.new.node)
+            if verdict.new is new and _lambdas(old) != _lambdas(new):
+                self.note(was.name, line, "lambda", "lambdas that the old version made stay as they are")
+
+
+def _lambdas(version: Version) -> list[object]:
+    return [syntax.shape(node) for node in ast.walk(version.node) if isinstance(node, ast.Lambda)]
+
+
+def _needs(source: Source, name: str, node: ast.AST) -> Iterator[str]:
+    """The names that a piece of new code uses, as `module:name`: of its module, its class, or imported."""
+    cls = name.split(".<locals>")[0].rpartition(".")[0]
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Load):
+            yield f"{source.module}:{inner.id}"
+        elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
+            owner = cls if inner.value.id in ("self", "cls") else inner.value.id
+            yield f"{source.module}:{owner}.{inner.attr}"
+        elif isinstance(inner, ast.ImportFrom):
+            yield from (f"{source.resolve(inner)}:{alias.name}" for alias in inner.names)

@@ -1,0 +1,159 @@
+"""What changed between two versions of one function, and whether a live function can follow.
+
+Two measures are taken together. The syntax says what a programmer changed: body, parameters, defaults,
+decorators. The compiled code says whether it makes a difference (`a + b` written on two lines does not). A
+function has changed if both say so.
+
+A function defined inside another needs care, because closures outlive the call that made them. If its new
+code can run in the cells and with the defaults that old closures have, it is listed as a function of its own,
+and they follow. If it cannot, that matters only if a closure can have escaped: one that is only called by its
+name inside the outer function is gone when the outer function is off the stack.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from livepatch.build import syntax
+from livepatch.core import codes
+from livepatch.core.codes import Definition
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """One version of a function: its syntax, and its definition as compiled."""
+
+    node: syntax.FunctionNode
+    definition: Definition
+
+
+#: Finds the definition of a node of the same module; None if it was never compiled.
+Lookup = Callable[[syntax.FunctionNode], Version | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said about a pair of functions: why it is exchanged, or why it cannot be."""
+
+    old: Version
+    new: Version
+    reason: str
+    hint: str = ""
+
+
+def compare(old: Version, new: Version, old_lookup: Lookup, new_lookup: Lookup) -> Iterator[Verdict]:
+    """What is to be said about a function and about those defined inside it; nothing if nothing changed."""
+    if syntax.decorators(old.node) != syntax.decorators(new.node):
+        yield Verdict(
+            old,
+            new,
+            "its decorators changed",
+            "the live object was made by the old ones; restart, or exclude it",
+        )
+    if codes.kind(old.definition.code) != codes.kind(new.definition.code):
+        was, now = codes.kind(old.definition.code), codes.kind(new.definition.code)
+        yield Verdict(
+            old,
+            new,
+            f"it was a {was} and is now a {now}",
+            "callers that run now expect the old kind; restart",
+        )
+    reasons = _reasons(old, new)
+    if reasons:
+        yield Verdict(old, new, ", ".join(reasons))
+        yield from _compare_nested(old, new, old_lookup, new_lookup)
+
+
+def _reasons(old: Version, new: Version) -> list[str]:
+    found = []
+    if parameters(old.node) != parameters(new.node):
+        found.append("signature")
+    if _default_shapes(old.node) != _default_shapes(new.node):
+        found.append("defaults")
+    if syntax.shape(old.node.body) != syntax.shape(new.node.body) and not codes.same(
+        old.definition.code, new.definition.code
+    ):
+        found.append("body")
+    return found
+
+
+def parameters(node: syntax.FunctionNode) -> list[tuple[str, str]]:
+    """(kind, name) of every parameter."""
+    found = []
+    for kind in ("posonlyargs", "args", "vararg", "kwonlyargs", "kwarg"):
+        value = getattr(node.args, kind)
+        found += [(kind, a.arg) for a in (value if isinstance(value, list) else [value] if value else [])]
+    return found
+
+
+def _default_shapes(node: syntax.FunctionNode) -> dict[str, object]:
+    positional = [*node.args.posonlyargs, *node.args.args]
+    with_default = positional[len(positional) - len(node.args.defaults) :]
+    pairs = [*zip(with_default, node.args.defaults, strict=True)]
+    pairs += [(a, value) for a, value in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if value]
+    return {a.arg: syntax.shape(value) for a, value in pairs}
+
+
+def _compare_nested(outer: Version, new: Version, old_lookup: Lookup, new_lookup: Lookup) -> Iterator[Verdict]:
+    before, after = _nested(outer, old_lookup), _nested(new, new_lookup)
+    for name, versions in before.items():
+        successors: list[Version | None] = [*after.get(name, ())]
+        successors += [None] * (len(versions) - len(successors))
+        for was, now in zip(versions, successors, strict=False):
+            problem = _problem(was, now)
+            if now is not None and problem is None:
+                if not codes.same(was.definition.code, now.definition.code):
+                    yield Verdict(was, now, "nested function")
+            elif problem is not None and _escapes(outer.node, was):
+                yield Verdict(was, now or new, problem, "closures that exist already cannot follow; restart")
+
+
+def _nested(outer: Version, lookup: Lookup) -> dict[str, list[Version]]:
+    found: dict[str, list[Version]] = {}
+    for node in ast.walk(outer.node):
+        if node is not outer.node and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            version = lookup(node)
+            if version is not None:
+                found.setdefault(version.definition.name, []).append(version)
+    for versions in found.values():
+        versions.sort(key=lambda version: version.definition.sympos)
+    return found
+
+
+def _problem(was: Version, now: Version | None) -> str | None:
+    """Why a closure of the old version cannot run the new one."""
+    if now is None:
+        return "a nested function is gone"
+    if parameters(was.node) != parameters(now.node) or _default_shapes(was.node) != _default_shapes(now.node):
+        return "the parameters or defaults of a nested function changed"
+    if syntax.decorators(was.node) != syntax.decorators(now.node):
+        return "the decorators of a nested function changed"
+    old, new = was.definition.code, now.definition.code
+    if codes.kind(old) != codes.kind(new):
+        return f"a nested {codes.kind(old)} is now a {codes.kind(new)}"
+    if set(old.co_freevars) - {"__class__"} != set(new.co_freevars) - {"__class__"}:
+        return "a nested function uses other variables of the function around it"
+    return None
+
+
+def _escapes(outer: syntax.FunctionNode, nested: Version) -> bool:
+    """Whether a closure can outlive the call of `outer` that made it."""
+    code = nested.definition.code
+    if codes.kind(code) != "function" or nested.node.decorator_list:
+        return True
+    if not code.co_qualname.endswith(f"<locals>.{code.co_name}"):
+        return True  # a method of a local class
+
+    def used(node: ast.AST, inside: bool) -> bool:
+        """Used other than by calling it, or in a scope that may escape itself (`inside`)."""
+        if isinstance(node, ast.Name):
+            return node.id == code.co_name
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not inside:
+            return any(used(child, inside) for child in [*node.args, *node.keywords])
+        scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.GeneratorExp)
+        inside = inside or (isinstance(node, scopes) and node not in (outer, nested.node))
+        return any(used(child, inside) for child in ast.iter_child_nodes(node))
+
+    return used(outer, False)

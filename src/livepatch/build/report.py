@@ -1,0 +1,153 @@
+"""What a build found: every difference between two source trees, and what becomes of it.
+
+The rule of the house is that nothing is dropped silently. A difference is carried in the patch, carried at
+completion only, noted because it has no effect on a running process, refused with a reason, or left out
+because the user asked for that. One refusal and there is no archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from livepatch.archive.format import AddedEntry, ConstantEntry, FunctionEntry, RemovedEntry
+
+#: Fates of a difference, in the order in which a report shows them.
+CARRIED = "carried"  # a function whose code is exchanged, consistently
+ADDED = "added"  # a statement that is run before the transition; old code does not see what it binds
+AT_COMPLETION = "at completion"  # a constant that changes when the transition is over
+NOTED = "note"  # no effect on a running process, or none that matters
+REFUSED = "refused"  # not possible (yet): no archive
+LEFT_OUT = "left out"  # on request
+FATES = (CARRIED, ADDED, AT_COMPLETION, NOTED, REFUSED, LEFT_OUT)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference. `line` is in the new source, or in the old for what the new one lacks.
+
+    `name` is qualified in the module, empty if the difference is about the module or file itself. `hint` says
+    what would be needed, for what is refused. `entry` is what goes into the manifest, if anything does, and
+    `needs` are the names that this piece of new code uses, each as `module:name`.
+    """
+
+    fate: str
+    module: str
+    name: str
+    file: str
+    line: int
+    kind: str
+    reason: str
+    hint: str = ""
+    entry: FunctionEntry | AddedEntry | RemovedEntry | ConstantEntry | None = field(default=None, compare=False)
+    needs: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.kind} {self.name}: {self.reason}" if self.name else f"{where}: {self.reason}"
+
+    @property
+    def key(self) -> str:
+        """The name by which other code may need what this change brings."""
+        return f"{self.module}:{self.name}"
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a glob names this change: by `module`, `module:name`, or the file."""
+        return any(fnmatchcase(text, pattern) for text in (self.module, self.key, self.file))
+
+    def to_json(self) -> dict[str, Any]:
+        keys = ("fate", "module", "name", "file", "line", "kind", "reason", "hint")
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass
+class Report:
+    """All differences of one build, by file and line."""
+
+    changes: list[Change] = field(default_factory=list)
+
+    def of(self, *fates: str) -> list[Change]:
+        """The changes with one of these fates."""
+        return [change for change in self.changes if change.fate in fates]
+
+    @property
+    def functions(self) -> list[Change]:
+        return self.of(CARRIED)
+
+    @property
+    def added(self) -> list[Change]:
+        return self.of(ADDED)
+
+    @property
+    def at_completion(self) -> list[Change]:
+        return self.of(AT_COMPLETION)
+
+    @property
+    def notes(self) -> list[Change]:
+        return self.of(NOTED)
+
+    @property
+    def refused(self) -> list[Change]:
+        return self.of(REFUSED)
+
+    @property
+    def left_out(self) -> list[Change]:
+        return self.of(LEFT_OUT)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether no difference has an effect on a running process: then there is no archive either."""
+        return not self.of(CARRIED, ADDED, AT_COMPLETION, REFUSED)
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that the patch changes, by name."""
+        return sorted({change.module for change in self.of(CARRIED, ADDED, AT_COMPLETION)})
+
+    def narrowed(self, only: Iterable[str] = (), exclude: Iterable[str] = ()) -> Report:
+        """The same report with what `only` does not name, or `exclude` names, left out.
+
+        Both are globs for a module, for `module:name`, or for a file. What is wanted brings along the names that
+        it needs, unless these are excluded: then it is refused.
+        """
+        wanted = {id(change) for change in self.changes if _matches_any(change, only or ("*",))}
+        wanted -= {id(change) for change in self.changes if _matches_any(change, exclude)}
+        while needed := self._needed(wanted, exclude):
+            wanted |= needed
+        kept = [c if c.fate == NOTED or id(c) in wanted else _left_out(c) for c in self.changes]
+        missing = {change.key for change in kept if change.fate == LEFT_OUT}
+        return Report([_without(change, missing & self._new_names()) for change in kept])
+
+    def _needed(self, wanted: set[int], exclude: Iterable[str]) -> set[int]:
+        """Additions that what is wanted needs, and that nobody named."""
+        needs = {need for change in self.changes if id(change) in wanted for need in change.needs}
+        found = {id(c) for c in self.of(ADDED) if c.key in needs and not _matches_any(c, exclude)}
+        return found - wanted
+
+    def _new_names(self) -> set[str]:
+        return {change.key for change in self.of(ADDED, AT_COMPLETION)}
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the changes by fate, each with module, name, file, line, kind, reason and hint."""
+        return {fate: [change.to_json() for change in self.of(fate)] for fate in FATES}
+
+
+def _matches_any(change: Change, patterns: Iterable[str]) -> bool:
+    return any(change.matches(pattern) for pattern in patterns)
+
+
+def _without(change: Change, missing: set[str]) -> Change:
+    """A change when names are left out: what uses one of them cannot be carried, and what follows one need not."""
+    lost = sorted(change.needs & missing)
+    if not lost or change.fate == LEFT_OUT:
+        return change
+    if change.fate == AT_COMPLETION:
+        return _left_out(change)
+    return replace(change, fate=REFUSED, reason=f"it uses {lost[0]}, which was left out", hint="keep both or neither")
+
+
+def _left_out(change: Change) -> Change:
+    was = change.fate if change.fate != REFUSED else f"refused: {change.reason}"
+    return replace(change, fate=LEFT_OUT, reason=f"left out on request ({was})", entry=None)

@@ -1,0 +1,130 @@
+"""A source tree: its files, which of them are importable, and under which module names.
+
+Two kinds of tree are told apart. An installed one (`site-packages`, an unpacked wheel) is importable from its
+root. A project (a checkout, an unpacked sdist) has a build file at its root; what is importable is in
+packages there or below `src/`, and beside them lie tests, documentation and tools, which no service runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from livepatch.core.model import LivepatchError
+
+#: Path relative to the root of a tree, with slashes -> content.
+Files = Mapping[str, bytes]
+
+_PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
+_PROJECT_ONLY = {
+    "test",
+    "tests",
+    "testing",
+    "doc",
+    "docs",
+    "example",
+    "examples",
+    "bench",
+    "benchmarks",
+    "tools",
+}
+_PROJECT_ONLY |= {"scripts", "ci", "build", "dist"}
+_PROJECT_SCRIPTS = {"setup.py", "conftest.py", "noxfile.py", "tasks.py"}
+_SKIPPED = re.compile(r"__pycache__|\..*|.*\.(dist|egg)-info|node_modules")
+_COMPONENT = re.compile(r"\w+")
+_EXTENSION = re.compile(r"\.(so|pyd|pyx|pxd|pxi|c|cc|cpp|h|hpp|rs)$")
+_TYPES_ONLY = re.compile(r"\.pyi$|(^|/)py\.typed$")
+
+
+def read_tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:
+    """All files of a tree. What is not Python source is only ever compared, so its SHA-256 stands for it.
+
+    Raises LivepatchError (ENOENT, ENOTDIR) if the directory cannot be read.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        number = errno.ENOTDIR if root.exists() else errno.ENOENT
+        raise LivepatchError(number, f"{directory} is not a directory with a source tree")
+    found: dict[str, bytes] = {}
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not _SKIPPED.fullmatch(name)]
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file() and not name.endswith(".pyc"):
+                content = path.read_bytes()
+                if not name.endswith(".py"):
+                    content = hashlib.sha256(content).digest()
+                found[path.relative_to(root).as_posix()] = content
+    return found
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One version of the sources, sorted by what the files are. Paths are relative to the import root."""
+
+    python: dict[str, bytes]
+    compiled: dict[str, bytes]  # extension modules and what they are compiled from
+    data: dict[str, bytes]  # inside packages
+    outside: dict[str, bytes]  # tests, documentation, build files of a project
+
+    @classmethod
+    def sort(cls, files: Files) -> Tree:
+        """Raises LivepatchError (EINVAL) if the root itself is a package: its name is not known then."""
+        if "__init__.py" in files:
+            raise LivepatchError(
+                errno.EINVAL, "the source tree is itself a package: give the directory that contains it"
+            )
+        tree = cls({}, {}, {}, {})
+        project = any(name in files for name in _PROJECT_FILES)
+        for path, content in sorted(files.items()):
+            inside = _import_path(path, files, project)
+            if inside is None:
+                tree.outside[path] = content
+            elif _EXTENSION.search(inside):
+                tree.compiled[inside] = content
+            elif inside.endswith(".py"):
+                tree.python[inside] = content
+            elif not _TYPES_ONLY.search(inside):
+                tree.data[inside] = content
+        return tree
+
+    def module_names(self) -> set[str]:
+        return {module_name(path) for path in self.python}
+
+    def path_of(self, module: str) -> str | None:
+        """The path of a module of this tree, or None."""
+        base = module.replace(".", "/")
+        return next((path for path in (base + ".py", base + "/__init__.py") if path in self.python), None)
+
+    def mentioning(self, word: str) -> Iterator[str]:
+        """The paths of the modules in which a word occurs at all."""
+        pattern = re.compile(rb"\b" + re.escape(word.encode()) + rb"\b")
+        return (path for path, content in self.python.items() if pattern.search(content))
+
+
+def _import_path(path: str, files: Files, project: bool) -> str | None:
+    """The path relative to the import root, or None if the file is not importable."""
+    parts = PurePosixPath(path).parts
+    if any(_SKIPPED.fullmatch(part) for part in parts):
+        return None
+    if project and parts[0] in ("src", "lib") and parts[0] + "/__init__.py" not in files:
+        parts = parts[1:]
+    elif project and parts[0] in (_PROJECT_ONLY if len(parts) > 1 else _PROJECT_SCRIPTS):
+        return None
+    if not parts or not all(_COMPONENT.fullmatch(part) for part in parts[:-1]):
+        return None
+    if len(parts) == 1 and not parts[0].endswith((".py", ".so", ".pyd")):
+        return None
+    return "/".join(parts)
+
+
+def module_name(path: str) -> str:
+    """The dotted name of the module at a path below the import root, also of an extension module."""
+    pure = PurePosixPath(path)
+    parts = [*pure.parts[:-1], pure.name.split(".")[0]]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -1,0 +1,110 @@
+"""The list of commands, and what a command's end is for the shell."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+
+import click
+
+from livepatch.attach.processes import NoAccess
+from livepatch.core.model import LivepatchError
+
+from .common import INTERRUPTED, NO_PROCESS, REFUSED, USAGE, output
+
+#: Where each command lives, in the order of the help.
+COMMANDS = {
+    "run": "process",
+    "ps": "process",
+    "attach": "process",
+    "build": "archives",
+    "info": "archives",
+    "check": "patches",
+    "load": "patches",
+    "list": "show",
+    "status": "show",
+    "tasks": "show",
+    "disable": "patches",
+    "enable": "patches",
+    "force": "patches",
+    "unload": "patches",
+    "dmesg": "show",
+    "demo": "demo",
+}
+
+
+class Commands(click.Group):
+    """The group of all commands, which imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[name]}", __package__)
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="livepatch")
+def livepatch() -> None:
+    """Change the code of running Python processes, without a restart.
+
+    A patch takes effect as a whole: every thread and asyncio task runs either only the old or only the new code.
+
+    \b
+      livepatch build --package jinja2 --from 3.1.4 --to 3.1.5 -o fix.livepatch
+      livepatch check fix.livepatch --pid 4711
+      livepatch load fix.livepatch --pid 4711
+      livepatch disable fix --pid 4711
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line and return its exit status; every error is one sentence on stderr."""
+    output.json = False
+    try:
+        return livepatch.main(arguments, prog_name="livepatch", standalone_mode=False) or 0
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.UsageError as error:
+        error.show()
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return failed(INTERRUPTED, errno.EINTR, "interrupted.")
+    except NoAccess as error:
+        return failed(NO_PROCESS, error.errno or errno.ESRCH, str(error), error)
+    except LivepatchError as error:
+        return failed(REFUSED, error.errno or errno.EINVAL, str(error), error)
+    except click.ClickException as error:
+        return failed(REFUSED, errno.EINVAL, error.format_message())
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None  # closing it would complain again
+        return REFUSED
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return failed(REFUSED, error.errno or errno.EIO, what + ".", error)
+    except Exception as error:
+        sentence = f"internal error, {type(error).__name__}: {error}"
+        if not _debugging():
+            sentence += " (LIVEPATCH_DEBUG=1 shows where)"
+        return failed(REFUSED, errno.EIO, sentence, error)
+
+
+def failed(status: int, number: int, sentence: str, error: BaseException | None = None) -> int:
+    """Tell the user, and with --json the program, why it did not work."""
+    if error is not None and _debugging():
+        import traceback
+
+        traceback.print_exception(error)
+        sys.stderr.write(getattr(error, "traceback", ""))
+    output.fail(number, sentence)
+    return status
+
+
+def _debugging() -> bool:
+    return os.environ.get("LIVEPATCH_DEBUG", "") not in ("", "0")

@@ -1,0 +1,158 @@
+"""What the commands share: exit statuses, options, and one way to show things.
+
+Output is made for a person at a terminal, for a pipe (the same words, nothing cut off, no color) and,
+with `--json`, for a program: then stdout has exactly one JSON document, also when the command fails, and
+the sentence for the person goes to stderr as ever. `rich` is imported only where something is drawn on a
+terminal.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from livepatch.attach.client import Client
+from livepatch.attach.processes import NoAccess
+from livepatch.core.model import LivepatchError
+
+DONE, REFUSED, USAGE, STALLED, NO_PROCESS, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Output:
+    """Where a command's words go."""
+
+    def __init__(self) -> None:
+        self.json = False
+
+    def say(self, line: str = "") -> None:
+        """A line for a person; a program gets the result only."""
+        if not self.json:
+            click.echo(line)
+
+    def warn(self, line: str) -> None:
+        """A line for the person even if a program reads the result."""
+        click.echo(f"livepatch: {line}", err=True)
+
+    def result(self, value: Any) -> None:
+        """What a program gets; a person has been told already."""
+        if self.json:
+            click.echo(json.dumps(value, indent=2))
+
+    def fail(self, number: int, sentence: str) -> None:
+        self.warn(sentence)
+        self.result({"error": describe(number, sentence)})
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Rows for a person, in columns."""
+        if self.json:
+            return
+        if sys.stdout.isatty():
+            from rich.console import Console
+            from rich.table import Table
+            from rich.text import Text
+
+            drawn = Table(*columns, box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+            for row in rows:
+                drawn.add_row(*(Text(cell) for cell in row))
+            Console(soft_wrap=False).print(drawn)
+            return
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+output = Output()
+
+
+def describe(number: int, sentence: str) -> dict[str, Any]:
+    """An error as a program gets it."""
+    return {"errno": number, "symbol": errno.errorcode.get(number, str(number)), "sentence": sentence}
+
+
+def json_option(command: _Command) -> _Command:
+    """`--json`, for every command that shows something."""
+
+    def switch(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+        output.json = value
+
+    return click.option(
+        "--json", is_flag=True, is_eager=True, expose_value=False, callback=switch, help="Print JSON, for programs."
+    )(command)
+
+
+def pid_option(command: _Command) -> _Command:
+    """`--pid N`, repeatable, for commands that only look."""
+    return click.option(
+        "--pid",
+        "pids",
+        type=click.IntRange(min=1),
+        multiple=True,
+        required=True,
+        metavar="N",
+        help="The process; may be repeated.",
+    )(command)
+
+
+def one_pid_option(command: _Command) -> _Command:
+    """`--pid N` for commands that change something: one process, for now."""
+
+    def only(ctx: click.Context, option: click.Parameter, pids: tuple[int, ...]) -> int:
+        if len(pids) > 1:
+            raise click.BadParameter("one process at a time for now; several will be one transaction.")
+        return pids[0]
+
+    return click.option(
+        "--pid",
+        "pid",
+        type=click.IntRange(min=1),
+        multiple=True,
+        required=True,
+        callback=only,
+        metavar="N",
+        help="The process.",
+    )(command)
+
+
+def each_process(
+    pids: Sequence[int],
+    look: Callable[[Client], dict[str, Any]],
+    connect: Callable[[int], Client] = Client,
+) -> int:
+    """Have a look at several processes, one after another; what one refuses does not keep us from the next.
+
+    The JSON is a list with one object for each process, whether there is one or many.
+    """
+    results: list[dict[str, Any]] = []
+    worst = DONE
+    for position, pid in enumerate(dict.fromkeys(pids)):
+        if position:
+            output.say()
+        try:
+            with connect(pid) as client:
+                results.append({"pid": pid, **look(client)})
+        except LivepatchError as error:
+            output.warn(str(error))
+            results.append({"pid": pid, "error": describe(error.errno or errno.EINVAL, str(error))})
+            worst = max(worst, NO_PROCESS if isinstance(error, NoAccess) else REFUSED)
+    output.result(results)
+    return worst
+
+
+def state_of(patch: dict[str, Any]) -> str:
+    """A patch's state in one word, and in transition how far it is."""
+    if patch["transition"]:
+        goal = "patching" if patch["enabled"] else "unpatching"
+        return f"{goal} ({patch['total'] - patch['left']}/{patch['total']})"
+    return "enabled" if patch["enabled"] else "disabled"
+
+
+def task_rows(tasks: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Tasks that wait, for a table: who, and where it sits."""
+    return [[task["kind"], task["name"], (task["blocking"] or task["stack"] or ["-"])[0]] for task in tasks]

@@ -1,0 +1,136 @@
+"""Commands that show what a process does with its patches."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from livepatch.attach.client import Client
+
+from .common import each_process, json_option, output, pid_option, state_of, task_rows
+
+#: How many tasks in the way `status` names.
+_NAMED = 20
+_TITLE = 100
+_STATES = {-1: "-", 0: "unpatched", 1: "patched"}
+
+
+@click.command("list")
+@pid_option
+@json_option
+def list_command(pids: tuple[int, ...]) -> int:
+    """List the patches of a process."""
+
+    def look(client: Client) -> dict[str, Any]:
+        patches = client.call("list")
+        output.say(_headline(client))
+        if patches:
+            output.table(["PATCH", "VERSION", "STATE", "ORDER", "MODULES"], [_row(patch) for patch in patches])
+        else:
+            output.say("no patch is loaded")
+        return {"patches": patches}
+
+    return each_process(pids, look)
+
+
+def _row(patch: dict[str, Any]) -> list[str]:
+    state = state_of(patch) + (", forced" if patch["forced"] else "")
+    modules = ", ".join(obj["name"] + ("" if obj["patched"] else " (not patched)") for obj in patch["objects"])
+    return [patch["name"], patch["version"] or "-", state, str(patch["stack_order"] or "-"), modules or "-"]
+
+
+def _headline(client: Client) -> str:
+    title = client.process.title
+    if len(title) > _TITLE:
+        title = title[: _TITLE - 3] + "..."
+    return f"process {client.pid}, Python {client.hello['python']}: {title}"
+
+
+@click.command("status")
+@pid_option
+@json_option
+def status_command(pids: tuple[int, ...]) -> int:
+    """Show the patches of a process, and of a running transition who stands in its way."""
+
+    def look(client: Client) -> dict[str, Any]:
+        patches = client.call("list")
+        changing = next((patch["name"] for patch in patches if patch["transition"]), None)
+        blocking = client.call("status", name=changing, blockers=_NAMED)["blocking"] if changing else []
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(client.hello["started"]))
+        output.say(f"{_headline(client)}, started {started}")
+        for patch in patches:
+            _describe(patch)
+        if not patches:
+            output.say("no patch is loaded")
+        if blocking:
+            output.say("in the way:")
+            output.table(["KIND", "TASK", "IN"], task_rows(blocking))
+        return {"hello": client.hello, "patches": patches, "blocking": blocking}
+
+    return each_process(pids, look)
+
+
+def _describe(patch: dict[str, Any]) -> None:
+    version = f" {patch['version']}" if patch["version"] else ""
+    output.say(f"'{patch['name']}'{version}: {state_of(patch)}{', forced' if patch['forced'] else ''}")
+    if patch["description"]:
+        output.say(f"  {patch['description']}")
+    if patch["transition"]:
+        output.say(f"  for {patch['seconds']:.1f} s, {patch['left']} of {patch['total']} tasks left")
+    for obj in patch["objects"]:
+        patched = "" if obj["patched"] else " (not patched)"
+        output.say(f"  {obj['name']}{patched}: {', '.join(obj['functions']) or 'no function'}")
+
+
+@click.command("tasks")
+@pid_option
+@click.option("--stacks", is_flag=True, help="Show the whole stack of every task.")
+@json_option
+def tasks_command(pids: tuple[int, ...], stacks: bool) -> int:
+    """List the tasks of a process (threads, asyncio tasks, suspended generators) and where they are."""
+
+    def look(client: Client) -> dict[str, Any]:
+        tasks = client.call("tasks")
+        output.say(_headline(client))
+        if stacks:
+            for task in tasks:
+                output.say(f"{task['kind']} {task['name']} ({task['ident']}): {_STATES[task['patch_state']]}")
+                for frame in task["stack"]:
+                    output.say(f"  {frame}{'  <- in the way' if frame in task['blocking'] else ''}")
+        else:
+            rows = [_task_row(task) for task in tasks]
+            output.table(["KIND", "TASK", "ID", "STATE", "IN"], rows)
+        return {"tasks": tasks}
+
+    return each_process(pids, look)
+
+
+def _task_row(task: dict[str, Any]) -> list[str]:
+    where = f"{task['blocking'][0]} (in the way)" if task["blocking"] else (task["stack"] or ["-"])[0]
+    return [task["kind"], task["name"], task["ident"], _STATES[task["patch_state"]], where]
+
+
+@click.command("dmesg")
+@pid_option
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C or the end of the process.")
+@json_option
+def dmesg_command(pids: tuple[int, ...], follow: bool) -> int:
+    """Show livepatch's log of a process."""
+    if follow and (len(set(pids)) > 1 or output.json):
+        raise click.UsageError("--follow follows one process, for a person.")
+
+    def look(client: Client) -> dict[str, Any]:
+        if follow:
+            client.call("subscribe")  # before reading, so that nothing falls in between
+        lines = client.call("dmesg")
+        for line in lines:
+            output.say(line)
+        while follow:
+            event = client.event(60.0)
+            if event is not None and event["method"] == "log":
+                output.say(f"livepatch: {event['params']['line']}")
+        return {"lines": lines}
+
+    return each_process(pids, look)

@@ -1,0 +1,49 @@
+"""`livepatch demo`: a running server under load gets a real security fix, and gives it back, without a restart.
+
+Everything is real: uvicorn serving a vulnerable release of starlette (CVE-2023-29159), a load generator in a process
+of its own, an exploit that works, the patch built from two releases, and the command line as people type it. What is
+shown is what was executed, and every number was measured. `show` tells the story, `service` has the processes,
+`traffic` the observations and `stage` the looks; what runs in the processes is in `files`.
+
+Exit status 0 if all promises held, 1 if one did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns its exit status. Raises LivepatchError if the demo cannot be given here."""
+    parser = argparse.ArgumentParser(
+        prog="livepatch demo",
+        description="See a vulnerable server become safe under load, without a restart, and go back.",
+        epilog="Exit status: 0 if all promises held, 1 if one did not.",
+    )
+    parser.add_argument("--rate", type=float, default=400.0, metavar="N", help="requests per second (default: 400)")
+    parser.add_argument("--connections", type=int, default=40, metavar="N", help="keep-alive connections (default: 40)")
+    parser.add_argument(
+        "--rounds", type=int, default=4, metavar="N", help="how often the patch goes in and out at the end (default: 4)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON, the show to stderr")
+    options = parser.parse_args(arguments)
+    from .show import Show
+
+    with _interruptible():
+        return Show(options).run()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A closed terminal or a `kill` ends the demo as Ctrl-C does: no process is left behind."""
+    ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ends:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)

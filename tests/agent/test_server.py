@@ -1,0 +1,182 @@
+"""No client holds the agent up, and nobody else gets in."""
+
+import json
+import os
+import selectors
+import socket
+import tempfile
+
+import pytest
+
+from livepatch.agent import places, server
+
+MEGABYTE = b"x" * 2**20
+
+
+@pytest.fixture
+def selector():
+    with selectors.PollSelector() as made:
+        yield made
+
+
+@pytest.fixture
+def running(selector, tmp_path, monkeypatch):
+    """A server that answers `big` with a megabyte and everything else with itself."""
+    directory = tmp_path / "sockets"
+    monkeypatch.setattr(places, "directory_of", lambda uid: str(directory))
+    made = server.Server(selector, lambda line, client: (MEGABYTE if line == b"big" else bytes(line)) + b"\n")
+    yield made
+    for sock in made.sockets():
+        sock.close()
+
+
+def turn(selector, times=20):
+    """What the agent's thread does, until nobody wants anything."""
+    for _ in range(times):
+        ready = selector.select(0)
+        for key, _events in ready:
+            key.data()
+        if not ready:
+            return
+
+
+@pytest.fixture
+def connect(running, selector):
+    made = []
+
+    def connected():
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(running.path)
+        client.setblocking(False)
+        made.append(client)
+        turn(selector)
+        return client
+
+    yield connected
+    for client in made:
+        client.close()
+
+
+def gone(client):
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except BlockingIOError:
+        return False
+
+
+def test_a_line_is_answered(connect, selector):
+    client = connect()
+    client.send(b"one\ntw")
+    turn(selector)
+    assert client.recv(100) == b"one\n"
+    client.send(b"o\nthree\n")
+    turn(selector)
+    assert client.recv(100) == b"two\nthree\n"
+
+
+def test_a_client_that_reads_nothing_is_not_listened_to(running, connect, selector):
+    slow, other = connect(), connect()
+    for _ in range(50):
+        try:
+            slow.send(b"big\n" * 100)
+        except BlockingIOError:
+            break
+        turn(selector, 3)
+    owed = max(len(connection.outbox) for connection in running.connections)
+    assert owed <= 2 * len(MEGABYTE)
+    other.send(b"hello\n")
+    turn(selector)
+    assert other.recv(100) == b"hello\n"
+
+
+def test_it_gets_everything_when_it_reads_again(connect, selector):
+    slow = connect()
+    slow.send(b"big\nbig\nlast\n")
+    received = b""
+    while not received.endswith(b"last\n"):
+        turn(selector, 3)
+        try:
+            received += slow.recv(2**16)
+        except BlockingIOError:
+            continue
+    assert received == (MEGABYTE + b"\n") * 2 + b"last\n"
+
+
+def test_a_line_without_end_is_cut(running, connect, selector, monkeypatch):
+    monkeypatch.setattr(server, "LINE_LIMIT", 2**16)
+    client = connect()
+    for _ in range(3):
+        try:
+            client.send(b"x" * 2**16)
+        except (BlockingIOError, BrokenPipeError):
+            pass
+        turn(selector)
+    assert gone(client)
+    assert running.connections == []
+
+
+def test_a_dead_client_is_forgotten(running, connect, selector):
+    client = connect()
+    client.send(b"big\n")
+    client.close()
+    turn(selector)
+    assert running.connections == []
+    assert len(selector.get_map()) == 1
+
+
+def test_a_follower_that_falls_behind_is_dropped(running, connect, selector):
+    client = connect()
+    (connection,) = running.connections
+    for _ in range(30):
+        connection.push(b"x" * 2**17 + b"\n")
+    assert running.connections == []
+    turn(selector)
+    while not gone(client):
+        pass
+
+
+def test_the_quietest_goes_when_there_are_too_many(running, connect, selector, monkeypatch):
+    monkeypatch.setattr(server, "CONNECTIONS_LIMIT", 3)
+    clients = [connect() for _ in range(3)]
+    clients[0].send(b"still here\n")
+    turn(selector)
+    connect()
+    assert [gone(client) for client in clients[1:]] == [True, False]
+    assert clients[0].recv(100) == b"still here\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_another_user_is_turned_away(selector, monkeypatch):
+    """Even if the directory let it through."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(places, "directory_of", lambda uid: f"{folder}/sockets")
+        running = server.Server(selector, lambda line, client: bytes(line) + b"\n")
+        for path in (folder, f"{folder}/sockets", running.path):
+            os.chmod(path, 0o777)
+        stranger = os.fork()
+        if stranger == 0:
+            with socket.socket(socket.AF_UNIX) as client:
+                os.setuid(65534)
+                client.connect(running.path)
+                os._exit(0 if client.recv(1) == b"" else 1)
+        selector.select()
+        turn(selector)
+        assert os.waitpid(stranger, 0)[1] == 0
+        assert running.connections == []
+        running.listener.close()
+
+
+def test_a_second_server_takes_the_path_over(running, selector, tmp_path):
+    """As after an exec: the file is there, but its listener is not."""
+    running.listener.close()
+    with selectors.PollSelector() as another:
+        again = server.Server(another, lambda line, client: json.dumps("again").encode() + b"\n")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(again.path)
+            client.send(b"\n")
+            turn(another)
+            assert client.recv(100) == b'"again"\n'
+        for sock in again.sockets():
+            sock.close()

@@ -1,0 +1,187 @@
+"""Whatever the other end does, the client says one sentence about it, and in time."""
+
+import os
+import signal
+import textwrap
+
+import pytest
+from tests.agent.targets import PATIENCE, Target
+
+from livepatch.attach.client import AgentFailure, Client, NotPrepared
+from livepatch.attach.processes import NoAccess
+from livepatch.core.model import LivepatchError
+
+#: A process that listens where an agent would, and does something else.
+IMPOSTOR = """
+    import json, os, socket
+    os.makedirs(f"/tmp/livepatch-{os.geteuid()}", 0o700, exist_ok=True)
+    path = f"/tmp/livepatch-{os.geteuid()}/{os.getpid()}.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    say("ready")
+    def serve(answer):
+        global client
+        client, _ = listener.accept()
+        lines = client.makefile("rb")
+        for line in lines:
+            reply = answer(json.loads(line))
+            client.sendall(reply if isinstance(reply, bytes) else json.dumps(reply).encode() + b"\\n")
+        client.close()
+    def hello(request, **more):
+        return {"id": request["id"], "result": {"protocol": 1, "python": "3.11.0", "version": "9.9", **more}}
+"""
+
+AGENT = "import livepatch as lp; lp.start_agent(); say('ready')\n"
+
+
+def impostor(script):
+    target = Target(textwrap.dedent(IMPOSTOR) + textwrap.dedent(script))
+    assert target.hear() == "ready"
+    return target
+
+
+def refusal(pid, kind=LivepatchError, timeout=PATIENCE):
+    with pytest.raises(LivepatchError) as error:
+        Client(pid, timeout=timeout)
+    assert type(error.value) is kind
+    assert "\n" not in str(error.value)
+    return error.value.symbol, str(error.value)
+
+
+def test_calls_and_refusals():
+    with Target(AGENT + "hear()") as target:
+        target.hear()
+        with Client(target.pid) as client:
+            assert client.hello["pid"] == target.pid
+            assert client.call("list") == []
+            with pytest.raises(LivepatchError, match="There is no enabled patch 'nothing'") as error:
+                client.call("write_enabled", name="nothing", value="0")
+            assert error.value.symbol == "ENOENT"
+            assert client.call("dmesg") == []
+
+
+def test_not_prepared():
+    with Target("say('ready'); hear()") as target:
+        target.hear()
+        symbol, sentence = refusal(target.pid, NotPrepared)
+        assert symbol == "ENOTCONN"
+        assert "is not prepared for livepatch; " in sentence
+        assert "`livepatch " in sentence
+
+
+def test_a_socket_that_another_process_made_is_not_spoken_to():
+    """Also if the path is right: the kernel knows who listens."""
+    with Target("say('ready'); hear()") as target:
+        target.hear()
+        script = textwrap.dedent(IMPOSTOR).replace("{os.getpid()}", str(target.pid))
+        with Target(script + "serve(hello)") as liar:
+            liar.hear()
+            refusal(target.pid, NotPrepared)
+            os.unlink(f"/tmp/livepatch-{os.geteuid()}/{target.pid}.sock")
+
+
+def test_one_that_never_answers():
+    with impostor("hear()") as target:
+        symbol, sentence = refusal(target.pid, timeout=0.2)
+        assert symbol == "ETIMEDOUT"
+        assert sentence.startswith(f"process {target.pid} did not answer 'hello' within 0.2 s;")
+
+
+def test_one_that_is_stopped():
+    with Target(AGENT + "hear()") as target:
+        target.hear()
+        target.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, target.pid, os.WSTOPPED)
+        assert refusal(target.pid, timeout=0.2)[0] == "ETIMEDOUT"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["b'hello there\\n'", "b'[]\\n'", "b'\\xff\\n'", "{'id': 1}", "{'id': 1, 'error': 'no'}", "{'id': 1, 'error': {}}"],
+)
+def test_one_that_answers_garbage(reply):
+    with impostor(f"serve(lambda request: {reply})") as target:
+        symbol, sentence = refusal(target.pid)
+        assert symbol == "EPROTO"
+        assert sentence == f"what listens in process {target.pid} does not speak like a livepatch agent."
+
+
+def test_one_that_talks_on_and_on_without_a_line():
+    with impostor("serve(lambda request: b'x' * 10000)\nhear()") as target:
+        assert refusal(target.pid, timeout=0.5)[0] == "ETIMEDOUT"
+
+
+def test_one_that_closes_the_connection():
+    with impostor("client, _ = listener.accept()\nclient.recv(10)\nclient.close()\nhear()") as target:
+        symbol, sentence = refusal(target.pid)
+        assert symbol == "ECONNRESET"
+        assert sentence == f"the agent of process {target.pid} closed the connection during 'hello'."
+
+
+def test_another_version():
+    with impostor("serve(lambda request: hello(request, protocol=2))") as target:
+        symbol, sentence = refusal(target.pid)
+        assert symbol == "EPROTO"
+        assert "another livepatch (version 9.9)" in sentence
+
+
+@pytest.mark.parametrize("half", ["b''", "b'{\"id\": 2, '"])
+def test_one_that_dies_in_the_middle(half):
+    script = f"""
+    def answer(request):
+        if request["method"] == "hello":
+            return hello(request)
+        client.sendall({half})
+        os._exit(1)
+    serve(answer)
+    """
+    with impostor(script) as target, Client(target.pid) as client:
+        with pytest.raises(NoAccess) as error:
+            client.call("load", file="x", data="")
+        assert error.value.symbol == "ESRCH"
+        assert str(error.value) == f"process {target.pid} ended during 'load'."
+
+
+def test_answers_to_earlier_questions_and_events_are_sorted_out():
+    script = """
+    def answer(request):
+        if request["method"] == "hello":
+            return hello(request)
+        return b'{"id": 0, "result": "late"}\\n{"method": "log", "params": {"line": "x"}}\\n{"id": 2, "result": 5}\\n'
+    serve(answer)
+    """
+    with impostor(script) as target, Client(target.pid) as client:
+        assert client.call("anything") == 5
+        assert client.event(0) == {"method": "log", "params": {"line": "x"}}
+        assert client.event(0.01) is None
+
+
+def test_an_unforeseen_error_brings_the_agents_traceback():
+    script = "import livepatch.core.log as log; log.dmesg = None\n" + AGENT + "hear()"
+    with Target(script) as target:
+        target.hear()
+        with Client(target.pid) as client, pytest.raises(AgentFailure) as error:
+            client.call("dmesg")
+    assert error.value.symbol == "EIO"
+    assert "Traceback" in error.value.traceback
+
+
+def test_a_file_that_is_too_large_is_not_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr("livepatch.attach.client.FILE_LIMIT", 10)
+    (tmp_path / "large").write_bytes(b"x" * 11)
+    with Target(AGENT + "hear()") as target:
+        target.hear()
+        with Client(target.pid) as client, pytest.raises(LivepatchError, match="too large for a patch") as error:
+            client.send_file("load", tmp_path / "large")
+    assert error.value.symbol == "EFBIG"
+
+
+@pytest.mark.slow
+def test_a_large_file_arrives():
+    with Target(AGENT + "hear()") as target:
+        target.hear()
+        with Client(target.pid) as client:
+            source = b"#" * (48 * 2**20)
+            with pytest.raises(LivepatchError, match="is not marked as a livepatch module"):
+                client.call("load", file="x.py", data=__import__("base64").b64encode(source).decode(), timeout=PATIENCE)

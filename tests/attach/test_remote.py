@@ -1,0 +1,241 @@
+"""The agent is brought into a running process that knows nothing of it, or nothing happens to the process."""
+
+import contextlib
+import os
+import sys
+
+import pytest
+from tests.agent.targets import Target, eventually
+
+from livepatch.attach import remote
+from livepatch.attach.client import NotPrepared
+from livepatch.core import cpython
+from livepatch.core.model import LivepatchError
+
+#: The interpreter outside of any virtual environment: it has no livepatch.
+PLAIN = [getattr(sys, "_base_executable", sys.executable)]
+DIRECTORY = f"/tmp/livepatch-{os.geteuid()}"
+
+needs_remote_exec = pytest.mark.skipif(not cpython.REMOTE_EXEC, reason="this Python has no sys.remote_exec")
+
+BUSY = "say('ready')\nimport time\nwhile True: time.sleep(0.01)\n"
+
+
+@contextlib.contextmanager
+def running(script, **options):
+    with Target(script, command=PLAIN, **options) as target:
+        assert target.hear() == "ready"
+        yield target
+
+
+def files_of(pid):
+    try:
+        return sorted(name for name in os.listdir(DIRECTORY) if name.startswith(f"{pid}."))
+    except FileNotFoundError:
+        return []
+
+
+def refused(pid, timeout=0.5):
+    with pytest.raises(LivepatchError) as error:
+        remote.attach(pid, timeout=timeout)
+    assert "\n" not in str(error.value)
+    return error.value.symbol, str(error.value)
+
+
+@pytest.mark.skipif(cpython.REMOTE_EXEC, reason="this Python can be attached to")
+def test_an_older_python_is_refused_with_what_to_do():
+    with running("say('ready'); hear()") as target:
+        with pytest.raises(NotPrepared, match="start it with `livepatch run -- "):
+            remote.attach(target.pid)
+        assert files_of(target.pid) == []
+
+
+def test_a_prepared_process_is_just_connected_to():
+    with Target("import livepatch as lp; lp.start_agent(); say('ready'); hear()") as target:
+        target.hear()
+        with remote.attach(target.pid) as client:
+            assert client.hello["pid"] == target.pid
+
+
+@needs_remote_exec
+def test_the_agent_comes_in_and_leaves_only_its_socket():
+    with running(BUSY) as target:
+        with remote.attach(target.pid) as client:
+            assert client.hello["pid"] == target.pid
+            assert client.call("list") == []
+        assert files_of(target.pid) == [f"{target.pid}.sock"]
+        with remote.attach(target.pid) as client:
+            assert client.hello["pid"] == target.pid
+
+
+@needs_remote_exec
+def test_nothing_is_left_in_the_program():
+    script = """
+        say('ready')
+        import os, time
+        before = set(globals())
+        while not os.path.exists(f"/tmp/livepatch-{os.geteuid()}/{os.getpid()}.sock"): time.sleep(0.01)
+        while any("livepatch-" in entry for entry in sys.path): time.sleep(0.01)
+        say(sorted(set(globals()) - before - {"before"}), threading.active_count())
+        hear()
+    """
+    with running(script) as target:
+        remote.attach(target.pid).close()
+        assert target.hear() == "[] 2"
+
+
+@needs_remote_exec
+def test_a_patch_can_be_loaded_when_the_zip_is_gone(tmp_path):
+    """What is imported late would not be found any more."""
+    patch = tmp_path / "fix.py"
+    patch.write_text(
+        "import livepatch as lp\n__livepatch__ = lp.Patch('', [lp.Object(None, [lp.Func('f', lambda: 'new')])])\n"
+    )
+    script = """
+        import time
+        def f(): return "old"
+        say('ready')
+        while f() == "old": time.sleep(0.01)
+        say(f())
+        hear()
+    """
+    with running(script) as target:
+        with remote.attach(target.pid) as client:
+            client.send_file("check", patch)
+            assert client.send_file("load", patch)["enabled"]
+            assert target.hear() == "new"
+            assert client.call("tasks")
+            assert client.call("dmesg")
+
+
+@needs_remote_exec
+def test_a_package_of_its_own_is_preferred():
+    """A program that uses livepatch but has started no agent keeps the livepatch that it has."""
+    with Target("import livepatch\n" + BUSY) as target:
+        target.hear()
+        with remote.attach(target.pid) as client:
+            assert client.hello["version"]
+
+
+@needs_remote_exec
+@pytest.mark.parametrize(
+    ("wait", "words"),
+    [
+        ("threading.Event().wait()", "waiting for a lock or another thread"),
+        ("import time; time.sleep(1000)", "waiting in a sleep"),
+        ("import select; select.epoll().poll()", "waiting for events (epoll)"),
+        ("import os; os.read(0, 1)", "waiting for data in a pipe"),
+        ("import subprocess; subprocess.run(['sleep', '1000'])", None),
+    ],
+)
+def test_a_blocked_main_thread_is_named_and_nothing_surprises_it_later(wait, words):
+    with running(f"say('ready'); {wait}; say('went on'); hear()") as target:
+        symbol, sentence = refused(target.pid)
+        assert symbol == "ETIMEDOUT"
+        assert sentence.startswith(f"process {target.pid} did not let the agent in within 0.5 s: its main thread is")
+        assert words is None or words in sentence
+        (script,) = files_of(target.pid)
+        assert script.endswith(".py")
+        assert os.path.getsize(f"{DIRECTORY}/{script}") == 0
+        if "os.read" in wait:
+            target.say()  # now it reads the script, and nothing happens
+            assert target.hear() == "went on"
+            assert files_of(target.pid) == [script]
+
+
+@needs_remote_exec
+def test_the_next_agent_clears_an_empty_script_away():
+    with running("say('ready'); hear()") as target:
+        refused(target.pid)
+        assert len(files_of(target.pid)) == 1
+    with running(BUSY) as another:
+        remote.attach(another.pid).close()
+        assert files_of(target.pid) == []
+
+
+@needs_remote_exec
+@pytest.mark.parametrize("how", ["environment", "option"])
+def test_a_process_that_forbids_it_is_refused_at_once(how):
+    command = [*PLAIN, "-X", "disable-remote-debug"] if how == "option" else PLAIN
+    env = {"PYTHON_DISABLE_REMOTE_DEBUG": "1"} if how == "environment" else {}
+    with Target(BUSY, command=command, env=env) as target:
+        target.hear()
+        symbol, sentence = refused(target.pid)
+        assert symbol == "EPERM"
+        assert "was started with remote debugging disabled" in sentence
+        assert files_of(target.pid) == []
+
+
+@needs_remote_exec
+def test_an_agent_that_does_not_start_says_why(monkeypatch):
+    monkeypatch.setattr(remote, "_SCRIPT", remote._SCRIPT.replace("livepatch.start_agent()", "1 / 0"))
+    with running(BUSY) as target:
+        symbol, sentence = refused(target.pid, timeout=30)
+        assert symbol == "ENOEXEC"
+        assert sentence == f"the agent did not start in process {target.pid}: division by zero"
+        assert files_of(target.pid) == []
+        monkeypatch.undo()
+        remote.attach(target.pid).close()  # and it can be tried again
+
+
+@needs_remote_exec
+def test_one_that_ends_meanwhile():
+    with running("say('ready'); hear()") as target:
+        original = remote._remote_exec
+
+        def and_kill(*arguments):
+            original(*arguments)
+            target.kill()
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(remote, "_remote_exec", and_kill)
+            assert refused(target.pid, timeout=30) == ("ESRCH", f"process {target.pid} ended during the attach.")
+        assert files_of(target.pid) == []
+
+
+@needs_remote_exec
+def test_an_executable_of_its_own_does_it_if_ours_is_of_another_version(monkeypatch):
+    monkeypatch.setattr(cpython, "VERSION", (3, 11))
+    with running(BUSY) as target:
+        remote.attach(target.pid).close()
+
+
+@needs_remote_exec
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a process of another user")
+def test_root_brings_it_into_the_process_of_another_user():
+    script = "import os; os.setgid(65534); os.setuid(65534)\n" + BUSY
+    with running(script) as target:
+        with remote.attach(target.pid) as client:
+            assert client.hello["uid"] == 65534
+        found = os.stat("/tmp/livepatch-65534")
+        assert (found.st_uid, found.st_mode & 0o777) == (65534, 0o700)
+
+
+@needs_remote_exec
+def test_a_directory_that_is_not_safe_is_not_used(monkeypatch, tmp_path):
+    """The target's /tmp may be somebody else's trap."""
+    trap = f"livepatch-trap-{os.getpid()}"
+    os.symlink(tmp_path, f"/tmp/{trap}")
+    monkeypatch.setattr("livepatch.agent.places.directory_of", lambda uid: f"/tmp/{trap}")
+    try:
+        with running(BUSY) as target:
+            symbol, sentence = refused(target.pid)
+            assert symbol in ("ELOOP", "ENOTDIR")
+            assert sentence.startswith(f"no file can be put into /tmp/{trap} for process {target.pid}: ")
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        os.unlink(f"/tmp/{trap}")
+
+
+def test_many_attaches_at_once_are_one_agent():
+    if not cpython.REMOTE_EXEC:
+        pytest.skip("this Python has no sys.remote_exec")
+    from concurrent.futures import ThreadPoolExecutor
+
+    with running(BUSY) as target:
+        with ThreadPoolExecutor(4) as pool:
+            clients = list(pool.map(lambda _: remote.attach(target.pid, timeout=30), range(4)))
+        assert {client.hello["pid"] for client in clients} == {target.pid}
+        for client in clients:
+            client.close()
+        eventually(lambda: files_of(target.pid) == [f"{target.pid}.sock"])

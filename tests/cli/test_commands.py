@@ -1,0 +1,204 @@
+"""Every command, as a person and as a program sees it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from livepatch.cli.app import COMMANDS
+
+START = "from livepatch.cli import main; main()"
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", START, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_begins_with_what_the_command_does(lp, name):
+    done = lp(name, "--help")
+    assert done.status == 0
+    usage, _, said = done.out.partition("\n\n")
+    assert usage.lower().startswith(f"usage: livepatch {name}")
+    assert said.strip()
+
+
+def test_the_help_lists_every_command(lp):
+    done = lp("--help")
+    assert done.status == 0
+    listed = [line.split()[0] for line in done.out.partition("Commands:\n")[2].splitlines()]
+    assert listed == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nothing", "load", "load x.py", "list", "list --pid x", "list --pid 0", "disable --pid 5",
+     "load --pid 1 nothere.py", "attach", "run", "build", "build -o x --old .",
+     "build -o x --old . --new . --package y", "ps --what"],
+)  # fmt: skip
+def test_a_wrong_command_line_is_usage(lp, line):
+    done = lp(*line.split())
+    assert done.status == 2
+    assert done.out == ""
+    assert "Error: " in done.err
+
+
+@pytest.mark.parametrize("line", ["load {patch}", "disable x", "enable x", "force x", "unload x"])
+def test_one_process_at_a_time_for_now(lp, patch, line):
+    done = lp(*line.format(patch=patch("fix", "answer")).split(), "--pid", 1, "--pid", 2)
+    assert done.status == 2
+    assert "one process at a time for now" in done.err
+
+
+def test_from_load_to_unload(lp, service, ask, patch):
+    file, pid = patch("fix", "answer"), ("--pid", service.pid)
+    assert lp("load", file, *pid) == (0, f"'fix' is loaded into process {service.pid}: 1 function patched.\n", "")
+    assert ask() == "new"
+    assert "fix    1.2      enabled  1      __main__" in lp("list", *pid).out
+    status = lp("status", *pid).out
+    assert "'fix' 1.2: enabled\n  A fix.\n  __main__: answer,1\n" in status
+    assert lp("disable", "fix", *pid) == (0, f"'fix' is disabled in process {service.pid}.\n", "")
+    assert ask() == "old"
+    assert "disabled" in lp("list", *pid).out
+    assert lp("unload", "fix", *pid) == (0, f"'fix' is unloaded from process {service.pid}.\n", "")
+    assert lp("list", *pid).out.endswith("no patch is loaded\n")
+    assert "livepatch: 'fix': unpatching complete\n" in lp("dmesg", *pid).out
+
+
+def test_the_same_for_programs(lp, service, patch):
+    file, pid = patch("fix", "answer"), ("--pid", service.pid, "--json")
+    loaded = lp("load", file, *pid)
+    assert loaded.err == ""
+    assert loaded.json["pid"] == service.pid
+    assert (loaded.json["name"], loaded.json["enabled"], loaded.json["transition"]) == ("fix", True, False)
+    (listed,) = lp("list", *pid).json
+    assert listed["patches"][0]["objects"] == [{"name": "__main__", "patched": True, "functions": ["answer,1"]}]
+    (status,) = lp("status", *pid).json
+    assert status["hello"]["pid"] == service.pid
+    assert status["blocking"] == []
+    (tasks,) = lp("tasks", *pid).json
+    assert [(task["kind"], task["name"], task["patch_state"]) for task in tasks["tasks"]] == [
+        ("thread", "MainThread", -1)
+    ]
+    (log,) = lp("dmesg", *pid).json
+    assert log["lines"][0] == "livepatch: enabling patch 'fix'"
+    disabled = lp("disable", "fix", "--unload", *pid)
+    assert disabled.json["unloaded"] is True
+    assert lp("list", *pid).json == [{"pid": service.pid, "patches": []}]
+
+
+def test_errors_for_programs(lp, service):
+    done = lp("disable", "nothing", "--pid", service.pid, "--json")
+    assert done.status == 1
+    assert done.json["error"]["symbol"] == "ENOENT"
+    assert done.err == f"livepatch: {done.json['error']['sentence']}\n"
+
+
+def test_check(lp, occupied, patch):
+    pid = ("--pid", occupied.pid)
+    done = lp("check", patch("fix", "answer", "slow"), *pid)
+    assert done.status == 0
+    assert done.out.startswith(f"'fix' fits process {occupied.pid}. It would change:\n")
+    assert "__main__  answer,1\n__main__  slow,1\n" in done.out
+    assert "thread  worker  slow (" in done.out
+    done = lp("check", patch("fix", "answer"), *pid)
+    assert done.out.endswith("No task is in the way now.\n")
+    (found,) = lp("check", patch("fix", "slow"), *pid, "--json").json
+    assert found["objects"] == [{"name": "__main__", "functions": ["slow,1"]}]
+    assert found["blocking"][0]["name"] == "worker"
+    done = lp("check", patch("fix", "nothing"), *pid)
+    assert done.status == 1
+    assert lp("list", *pid, "--json").json[0]["patches"] == []
+
+
+def test_tasks(lp, occupied, patch):
+    pid = ("--pid", occupied.pid)
+    done = lp("tasks", *pid)
+    assert "thread  worker" in done.out
+    lp("load", patch("fix", "slow"), "--timeout", 0, "--on-stall", "keep", *pid)
+    done = lp("tasks", *pid)
+    assert "unpatched  slow (" in done.out
+    assert "(in the way)" in done.out
+    done = lp("tasks", "--stacks", *pid)
+    assert "thread worker (" in done.out
+    assert "  <- in the way\n" in done.out
+
+
+def test_ps(lp, service, patch):
+    lp("load", patch("fix", "answer"), "--pid", service.pid)
+    entry = next(entry for entry in lp("ps", "--json").json if entry["pid"] == service.pid)
+    assert entry["agent"] == "yes"
+    assert entry["patches"] == ["fix"]
+    assert entry["python"] == sys.version.split()[0]
+    lines = lp("ps").out.splitlines()
+    assert lines[0].split() == ["PID", "PYTHON", "AGENT", "PATCHES", "COMMAND"]
+    assert next(line for line in lines if line.startswith(str(service.pid))).split()[2:4] == ["yes", "fix"]
+
+
+def test_several_processes_are_looked_at_one_after_another(lp, service):
+    done = lp("list", "--pid", service.pid, "--pid", 2**22 + 1, "--pid", service.pid, "--json")
+    assert done.status == 4
+    assert [entry["pid"] for entry in done.json] == [service.pid, 2**22 + 1]
+    assert done.json[1]["error"]["symbol"] == "ESRCH"
+    assert done.err == f"livepatch: there is no process {2**22 + 1}; `livepatch ps` lists the Python processes.\n"
+
+
+# -- as a process of its own -----------------------------------------------------------------------------
+
+
+def test_run_becomes_the_command(tmp_path):
+    done = command("run", "--", "sh", "-c", "echo $PPID $$; exit 7")
+    assert done.returncode == 7
+    assert command("run", "--", "sh", "-c", "kill -TERM $$").returncode == -15
+    assert command("run", "nothing-like-this").returncode == 127
+    file = tmp_path / "file"
+    file.touch()
+    done = command("run", "--", file)
+    assert (done.returncode, done.stderr) == (126, f"livepatch: {file}: Permission denied.\n")
+
+
+def test_run_prepares():
+    program = "import sys, os; print(os.path.exists(f'/tmp/livepatch-{os.geteuid()}/{os.getpid()}.sock'), sys.argv[1:])"
+    done = command("run", sys.executable, "-c", program, "--help", "-x")
+    assert (done.stdout, done.stderr) == ("True ['--help', '-x']\n", "")
+
+
+def test_without_the_extra_it_is_one_sentence():
+    hidden = f"import sys; sys.modules['rich'] = None\n{START}"
+    done = subprocess.run([sys.executable, "-c", hidden, "ps"], capture_output=True, text=True, timeout=60)
+    sentence = "livepatch: the command line needs rich; install it with: pip install 'livepatch[cli]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
+
+
+def test_a_reader_that_has_seen_enough():
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -c "{START}" ps | true; exit 0'], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+
+
+def test_an_internal_error_is_one_line_and_a_traceback_on_request(monkeypatch, capsys):
+    from livepatch.attach import processes
+    from livepatch.cli.app import run
+
+    def broken():
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(processes, "pythons", broken)
+    assert run(["ps"]) == 1
+    err = capsys.readouterr().err
+    assert err == "livepatch: internal error, KeyError: 'a mistake of ours' (LIVEPATCH_DEBUG=1 shows where)\n"
+    monkeypatch.setenv("LIVEPATCH_DEBUG", "1")
+    assert run(["ps"]) == 1
+    assert "in broken" in capsys.readouterr().err
+
+
+def test_what_a_command_does_not_need_is_not_imported():
+    """Most of a short command's time is imports."""
+    program = "import sys\nfrom livepatch.cli.app import run\nrun(['load', '--help'])\nprint([*sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
+    assert "livepatch.cli.patches" in loaded
+    assert not loaded & {"rich", "asyncio", "livepatch.build", "livepatch.attach.remote", "livepatch.cli.archives"}

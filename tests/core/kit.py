@@ -1,0 +1,139 @@
+"""What the tests of the core share: modules to patch, patches for them, threads that obey, and places to hold them at."""
+
+import queue
+import sys
+import textwrap
+import threading
+import time
+import types
+from concurrent.futures import Future
+
+import livepatch as lp
+from livepatch.core import registry
+from livepatch.core.codes import definitions
+from livepatch.testing import manual_rounds
+
+#: How long anything may take before a test gives up: generous, the machine may be busy.
+PATIENCE = 60.0
+
+
+def until(condition, what: str = "what the test waits for") -> None:
+    """Wait until the condition holds, without making rounds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.001)
+
+
+class Gate:
+    """A place in a program: whoever calls it is held there until the test opens it."""
+
+    def __init__(self):
+        self.reached = threading.Event()
+        self._go = threading.Event()
+
+    def __call__(self, *_):
+        self.reached.set()
+        assert self._go.wait(PATIENCE), "nobody opened the gate"
+
+    def arrived(self):
+        assert self.reached.wait(PATIENCE), "nobody came to the gate"
+
+    def open(self):
+        self._go.set()
+
+
+class Worker(threading.Thread):
+    """A thread that does what it is told, one thing after the other."""
+
+    def __init__(self):
+        super().__init__(name="a worker", daemon=True)
+        self._jobs = queue.SimpleQueue()
+        self.start()
+
+    def run(self):
+        while (job := self._jobs.get()) is not None:
+            future, function, args = job
+            try:
+                future.set_result(function(*args))
+            except BaseException as error:
+                future.set_exception(error)
+            del job, future, function, args
+
+    def begin(self, function, *args) -> Future:
+        """Let it call something, and go on."""
+        future = Future()
+        self._jobs.put((future, function, args))
+        return future
+
+    def do(self, function, *args):
+        """Let it call something, and give what it returned."""
+        return self.begin(function, *args).result(PATIENCE)
+
+    def close(self):
+        self._jobs.put(None)
+        self.join(PATIENCE)
+        assert not self.is_alive()
+
+
+def load(name: str, source: str, **names) -> types.ModuleType:
+    """A module of this source, imported; `names` are in its namespace from the beginning. The fixture removes it."""
+    module = types.ModuleType(name)
+    module.__dict__.update(names)
+    sys.modules[name] = module
+    exec(compile(textwrap.dedent(source), f"{name}_old.py", "exec"), module.__dict__)
+    return module
+
+
+def bodies(source: str) -> dict[tuple[str, int], types.CodeType]:
+    """The code of every function in new source, by name and position."""
+    return {(d.name, d.sympos): d.code for d in definitions(compile(textwrap.dedent(source), "new.py", "exec"))}
+
+
+def built(name: str, module: types.ModuleType, source: str, *functions, attributes=None, callbacks=None, **options):
+    """A patch as the builder makes it: the functions (a name, or a name and a position) as they are in new source."""
+    codes = bodies(source)
+    funcs = []
+    for function in functions:
+        old_name, sympos = function if isinstance(function, tuple) else (function, 0)
+        body = lp.Body(codes[old_name, sympos or 1], dict((attributes or {}).get(old_name, {})))
+        funcs.append(lp.Func(old_name, body, old_sympos=sympos, **options))
+    return lp.Patch(name, [lp.Object(module.__name__, funcs, callbacks=callbacks)])
+
+
+def by_hand(name: str, module: types.ModuleType, callbacks=None, **functions):
+    """A patch as a person writes it. Double underscores in a keyword stand for a dot."""
+    funcs = [lp.Func(old.replace("__", "."), new) for old, new in functions.items()]
+    return lp.Patch(name, [lp.Object(module.__name__, funcs, callbacks=callbacks)])
+
+
+def take_out(name: str) -> None:
+    """Disable and unload a patch whose transition can complete at once."""
+    from livepatch.testing import finish
+
+    lp.disable_patch(name)
+    finish()
+    lp.unload_patch(name)
+
+
+def blocking() -> list[str]:
+    """The names of all functions that keep some task from moving."""
+    return [frame.partition(" (")[0] for task in lp.tasks() for frame in task.blocking]
+
+
+def clean_up() -> list[str]:
+    """Take away everything that a test left behind, and say what that was."""
+    left = [f"patch {patch.name}" for patch in registry.loaded() if not patch.forced]
+    if registry.running_transition() is not None:
+        left.append("a transition")
+    with manual_rounds():
+        while listed := lp.patches():
+            name = next((patch.name for patch in listed if patch.transition), listed[-1].name)
+            if not any(patch.transition for patch in listed):
+                lp.disable_patch(name)
+            if registry.running_transition() is not None:
+                lp.force_transition(name)
+                registry.tick()
+    registry._loaded.clear()
+    registry.taints.clear()
+    return left
