@@ -121,9 +121,7 @@ def test_importing_livepatch_does_not_import_asyncio():
     [
         pytest.param(r"(?<![\w.})\]*])/(?:work|root|home|Users|opt)/\w", id="a path of one machine"),
         pytest.param(r"(?<![\w/])\.\./shared\b", id="a folder outside the checkout"),
-        pytest.param(
-            r"\b(?:pypi|pythonhosted|debian|ubuntu|npmjs)\.(?:org|com|net)\b", id="a host of a registry"
-        ),
+        pytest.param(r"\b(?:pypi|pythonhosted|debian|ubuntu|npmjs)\.(?:org|com|net)\b", id="a host of a registry"),
     ],
 )
 def test_the_checkout_is_at_home_everywhere(pattern):

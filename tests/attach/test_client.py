@@ -85,7 +85,7 @@ def test_one_that_never_answers():
     with impostor("hear()") as target:
         symbol, sentence = refusal(target.pid, timeout=0.2)
         assert symbol == "ETIMEDOUT"
-        assert sentence.startswith(f"process {target.pid} did not answer 'hello' within 0.2 s;")
+        assert sentence.startswith(f"Process {target.pid} did not answer 'hello' within 0.2 s;")
 
 
 def test_one_that_is_stopped():
@@ -104,7 +104,7 @@ def test_one_that_answers_garbage(reply):
     with impostor(f"serve(lambda request: {reply})") as target:
         symbol, sentence = refusal(target.pid)
         assert symbol == "EPROTO"
-        assert sentence == f"what listens in process {target.pid} does not speak like a livepatch agent."
+        assert sentence == f"What listens in process {target.pid} does not speak like a livepatch agent."
 
 
 def test_one_that_talks_on_and_on_without_a_line():
@@ -116,7 +116,7 @@ def test_one_that_closes_the_connection():
     with impostor("client, _ = listener.accept()\nclient.recv(10)\nclient.close()\nhear()") as target:
         symbol, sentence = refusal(target.pid)
         assert symbol == "ECONNRESET"
-        assert sentence == f"the agent of process {target.pid} closed the connection during 'hello'."
+        assert sentence == f"The agent of process {target.pid} closed the connection during 'hello'."
 
 
 def test_another_version():
@@ -140,7 +140,7 @@ def test_one_that_dies_in_the_middle(half):
         with pytest.raises(NoAccess) as error:
             client.call("load", file="x", data="")
         assert error.value.symbol == "ESRCH"
-        assert str(error.value) == f"process {target.pid} ended during 'load'."
+        assert str(error.value) == f"Process {target.pid} ended during 'load'."
 
 
 def test_answers_to_earlier_questions_and_events_are_sorted_out():

@@ -64,7 +64,7 @@ def test_no_such_process():
     symbol, sentence = refused(gone.pid)
     assert (symbol, sentence) == (
         "ESRCH",
-        f"there is no process {gone.pid}; `livepatch ps` lists the Python processes.",
+        f"There is no process {gone.pid}; `livepatch ps` lists the Python processes.",
     )
 
 
@@ -81,7 +81,7 @@ def test_no_python():
             eventually(lambda: Path(f"/proc/{sleeper.pid}/cmdline").read_bytes() == b"sleep\x001000\0")
             symbol, sentence = refused(sleeper.pid)
             assert symbol == "ENOEXEC"
-            assert sentence.startswith(f"process {sleeper.pid} (sleep 1000) is no Python;")
+            assert sentence.startswith(f"Process {sleeper.pid} (sleep 1000) is no Python;")
         finally:
             sleeper.kill()
 
@@ -120,7 +120,7 @@ def test_one_of_another_user():
     with Target("say('ready'); hear()") as target:
         target.hear()
         said = as_nobody(lambda: refused(target.pid))
-    sentence = f"process {target.pid} belongs to user 0; run livepatch as that user or as root."
+    sentence = f"Process {target.pid} belongs to user 0; run livepatch as that user or as root."
     assert said == str((errno.errorcode[errno.EACCES], sentence))
 
 

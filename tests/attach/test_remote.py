@@ -132,7 +132,7 @@ def test_a_blocked_main_thread_is_named_and_nothing_surprises_it_later(wait, wor
     with running(f"say('ready'); {wait}; say('went on'); hear()") as target:
         symbol, sentence = refused(target.pid)
         assert symbol == "ETIMEDOUT"
-        assert sentence.startswith(f"process {target.pid} did not let the agent in within 0.5 s: its main thread is")
+        assert sentence.startswith(f"Process {target.pid} did not let the agent in within 0.5 s: its main thread is")
         assert words is None or words in sentence
         (script,) = files_of(target.pid)
         assert script.endswith(".py")
@@ -172,7 +172,7 @@ def test_an_agent_that_does_not_start_says_why(monkeypatch):
     with running(BUSY) as target:
         symbol, sentence = refused(target.pid, timeout=30)
         assert symbol == "ENOEXEC"
-        assert sentence == f"the agent did not start in process {target.pid}: division by zero"
+        assert sentence == f"The agent did not start in process {target.pid}: division by zero"
         assert files_of(target.pid) == []
         monkeypatch.undo()
         remote.attach(target.pid).close()  # and it can be tried again
@@ -189,7 +189,7 @@ def test_one_that_ends_meanwhile():
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(remote, "_remote_exec", and_kill)
-            assert refused(target.pid, timeout=30) == ("ESRCH", f"process {target.pid} ended during the attach.")
+            assert refused(target.pid, timeout=30) == ("ESRCH", f"Process {target.pid} ended during the attach.")
         assert files_of(target.pid) == []
 
 
@@ -221,7 +221,7 @@ def test_a_directory_that_is_not_safe_is_not_used(monkeypatch, tmp_path):
         with running(BUSY) as target:
             symbol, sentence = refused(target.pid)
             assert symbol in ("ELOOP", "ENOTDIR")
-            assert sentence.startswith(f"no file can be put into /tmp/{trap} for process {target.pid}: ")
+            assert sentence.startswith(f"No file can be put into /tmp/{trap} for process {target.pid}: ")
         assert list(tmp_path.iterdir()) == []
     finally:
         os.unlink(f"/tmp/{trap}")

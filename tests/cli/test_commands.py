@@ -63,7 +63,7 @@ def test_from_load_to_unload(lp, service, ask, patch):
     assert ask() == "old"
     assert "disabled" in lp("list", *pid).out
     assert lp("unload", "fix", *pid) == (0, f"'fix' is unloaded from process {service.pid}.\n", "")
-    assert lp("list", *pid).out.endswith("no patch is loaded\n")
+    assert lp("list", *pid).out.endswith("No patch is loaded.\n")
     assert "livepatch: 'fix': unpatching complete\n" in lp("dmesg", *pid).out
 
 
@@ -142,7 +142,7 @@ def test_several_processes_are_looked_at_one_after_another(lp, service):
     assert done.status == 4
     assert [entry["pid"] for entry in done.json] == [service.pid, 2**22 + 1]
     assert done.json[1]["error"]["symbol"] == "ESRCH"
-    assert done.err == f"livepatch: there is no process {2**22 + 1}; `livepatch ps` lists the Python processes.\n"
+    assert done.err == f"livepatch: There is no process {2**22 + 1}; `livepatch ps` lists the Python processes.\n"
 
 
 # -- as a process of its own -----------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_an_internal_error_is_one_line_and_a_traceback_on_request(monkeypatch, c
     monkeypatch.setattr(processes, "pythons", broken)
     assert run(["ps"]) == 1
     err = capsys.readouterr().err
-    assert err == "livepatch: internal error, KeyError: 'a mistake of ours' (LIVEPATCH_DEBUG=1 shows where)\n"
+    assert err == "livepatch: Internal error, KeyError: 'a mistake of ours' (LIVEPATCH_DEBUG=1 shows where)\n"
     monkeypatch.setenv("LIVEPATCH_DEBUG", "1")
     assert run(["ps"]) == 1
     assert "in broken" in capsys.readouterr().err

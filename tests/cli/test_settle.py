@@ -25,10 +25,10 @@ def test_a_stalled_load_goes_back(lp, occupied, patch):
         done = lp("load", file, "--pid", occupied.pid, "--timeout", 0.1)
         assert done.status == 3
         assert (
-            "patching 'fix' did not complete within 0.1 s: 1 of 2 tasks are still in code that it changes." in done.err
+            "Patching 'fix' did not complete within 0.1 s: 1 of 2 tasks are still in code that it changes." in done.err
         )
         assert IN_SLOW.search(done.err)
-        assert done.err.endswith("livepatch: it was taken back: nothing of 'fix' is patched.\n")
+        assert done.err.endswith("livepatch: It was taken back: nothing of 'fix' is patched.\n")
         assert state(lp, occupied.pid) == {}
     occupied.say("leave")
     eventually(lambda: not has_worker(lp, occupied.pid))
@@ -41,7 +41,7 @@ def test_a_stalled_load_is_kept(lp, occupied, patch):
     assert IN_SLOW.search(done.err)
     assert f"`livepatch disable fix --pid {occupied.pid}` takes it back.\n" in done.err
     assert state(lp, occupied.pid) == {"fix": (True, True)}
-    assert "in the way:\n" in lp("status", "--pid", occupied.pid).out
+    assert "In the way:\n" in lp("status", "--pid", occupied.pid).out
     # and is then taken back by hand
     assert lp("disable", "fix", "--pid", occupied.pid).status == 0
     assert state(lp, occupied.pid) == {"fix": (False, False)}
@@ -50,7 +50,7 @@ def test_a_stalled_load_is_kept(lp, occupied, patch):
 def test_a_stalled_load_is_forced(lp, occupied, patch):
     done = lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 0.1, "--on-stall", "force")
     assert done.status == 3
-    assert "livepatch: the remaining tasks were forced: 'fix' is enabled" in done.err
+    assert "livepatch: The remaining tasks were forced: 'fix' is enabled" in done.err
     assert "never be unloaded" not in done.err
     assert state(lp, occupied.pid) == {"fix": (True, False)}
 
@@ -90,8 +90,8 @@ def held_disable(lp, occupied, patch):
 def test_a_stalled_disable_goes_back(lp, held_disable):
     done = lp("disable", "fix", "--pid", held_disable.pid, "--timeout", 0.1)
     assert done.status == 3
-    assert "unpatching 'fix' did not complete within 0.1 s" in done.err
-    assert done.err.endswith("livepatch: it was taken back: 'fix' stays enabled.\n")
+    assert "Unpatching 'fix' did not complete within 0.1 s" in done.err
+    assert done.err.endswith("livepatch: It was taken back: 'fix' stays enabled.\n")
     assert state(lp, held_disable.pid) == {"fix": (True, False)}
 
 
@@ -148,7 +148,7 @@ def test_somebody_else_reverses_it(lp, occupied, patch):
     assert lp("disable", "fix", "--pid", occupied.pid).status == 0
     _, err = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 1
-    assert err == "livepatch: somebody else reversed it meanwhile: 'fix' is disabled.\n"
+    assert err == "livepatch: Somebody else reversed it meanwhile: 'fix' is disabled.\n"
 
 
 # -- on a terminal ---------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_a_bar_shows_how_far_it_is(lp, occupied, patch):
     drawn, status = on_terminal("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 1.5)
     assert status == 3
     assert re.search(r"patching 'fix' .* 1/2 .* waiting for thread worker in slow \(", drawn)
-    assert "it was taken back: nothing of 'fix' is patched." in drawn
+    assert "It was taken back: nothing of 'fix' is patched." in drawn
 
 
 def test_a_table_is_drawn(lp, occupied, patch):
@@ -216,8 +216,8 @@ def test_interrupted_it_goes_back(lp, occupied, patch, number):
     waiting.send_signal(number)
     _, err = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 130
-    assert "interrupted; taking the patch back" in err
-    assert err.endswith("it was taken back: nothing of 'fix' is patched.\n")
+    assert "Interrupted; taking the patch back" in err
+    assert err.endswith("It was taken back: nothing of 'fix' is patched.\n")
     assert "Traceback" not in err
     assert state(lp, occupied.pid) == {}
 
@@ -229,12 +229,12 @@ def test_interrupted_twice_it_leaves_at_once(lp, occupied, patch):
     occupied.signal(signal.SIGSTOP)
     os.waitid(os.P_PID, occupied.pid, os.WSTOPPED)
     waiting.send_signal(signal.SIGINT)
-    assert "interrupted; taking the patch back" in waiting.stderr.readline()
+    assert "Interrupted; taking the patch back" in waiting.stderr.readline()
     waiting.send_signal(signal.SIGINT)
     _, err = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 130
     assert (
-        err == f"livepatch: left as it is, perhaps in transition; `livepatch status --pid {occupied.pid}` shows it.\n"
+        err == f"livepatch: Left as it is, perhaps in transition; `livepatch status --pid {occupied.pid}` shows it.\n"
     )
     occupied.signal(signal.SIGCONT)
     assert state(lp, occupied.pid) == {"fix": (True, True)}
@@ -246,11 +246,11 @@ def test_interrupted_before_anything_began(lp, service, tmp_path):
     waiting = begin("load", tmp_path / "fix.py", "--pid", service.pid)
     assert service.hear() == "loading"
     waiting.send_signal(signal.SIGINT)
-    assert "interrupted" in waiting.stderr.readline()
+    assert "Interrupted" in waiting.stderr.readline()
     service.say("leave")
     _, err = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 130
-    assert err == "livepatch: nothing had begun yet; nothing was changed.\n"
+    assert err == "livepatch: Nothing had begun yet; nothing was changed.\n"
     assert state(lp, service.pid) == {}
 
 
@@ -260,4 +260,4 @@ def test_a_target_that_ends_while_we_wait(lp, occupied, patch):
     occupied.kill()
     _, err = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 4
-    assert err == f"livepatch: process {occupied.pid} ended during 'status'.\n"
+    assert err == f"livepatch: Process {occupied.pid} ended during 'status'.\n"

@@ -5,10 +5,10 @@ import sys
 import threading
 
 import pytest
+from tests.core import kit
 
 from livepatch.core import log, redirect
 from livepatch.testing import manual_rounds
-from tests.core import kit
 
 
 def threads() -> set[threading.Thread]:
@@ -59,6 +59,8 @@ def worker():
         return made[-1]
 
     yield make
+    for gate in tuple(kit.Gate.all):
+        gate.open()
     for thread in made:
         thread.close()
 

@@ -6,6 +6,7 @@ import textwrap
 import threading
 import time
 import types
+import weakref
 from concurrent.futures import Future
 
 import livepatch as lp
@@ -26,9 +27,12 @@ def until(condition, what: str = "what the test waits for") -> None:
 
 
 class Gate:
-    """A place in a program: whoever calls it is held there until the test opens it."""
+    """A place in a program: whoever calls it is held there until the test opens it, or ends."""
+
+    all: "weakref.WeakSet[Gate]" = weakref.WeakSet()
 
     def __init__(self):
+        self.all.add(self)
         self.reached = threading.Event()
         self._go = threading.Event()
 

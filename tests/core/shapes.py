@@ -29,11 +29,16 @@ def stay(gate):
 
 #: name -> (functions to patch, source)
 SHAPES: dict[str, tuple[tuple, str]] = {
-    "plain function": (("f",), """
+    "plain function": (
+        ("f",),
+        """
         def f(): return "old"
         def probe(): return [f()]
-    """),
-    "arguments of every kind": (("f",), """
+    """,
+    ),
+    "arguments of every kind": (
+        ("f",),
+        """
         def f(a, /, b, c=3, *rest, d, e=5, **more): return "old", a, b, c, rest, d, e, more
         def probe():
             met, *args = f(1, 2, d=4)
@@ -43,30 +48,45 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             _, *args = f(1, 2, 3, 4, 5, d=4)
             assert args == [1, 2, 3, (4, 5), 4, 5, {}]
             return [met]
-    """),
-    "alias": (("f",), """
+    """,
+    ),
+    "alias": (
+        ("f",),
+        """
         def f(): return "old"
         g = f
         names = {"f": f}
         def probe(h=f): return [f(), g(), h(), names["f"]()]
-    """),
-    "copy that shares the code": (("f",), """
+    """,
+    ),
+    "copy that shares the code": (
+        ("f",),
+        """
         def f(x="f"): return x, "old"
         g = types.FunctionType(f.__code__, f.__globals__, "g", ("g",))
         def probe():
             (a, first), (b, second) = f(), g()
             assert (a, b) == ("f", "g")
             return [first, second]
-    """),
-    "lambda": (("<lambda>",), """
+    """,
+    ),
+    "lambda": (
+        ("<lambda>",),
+        """
         f = lambda x: [x, "old"]
         def probe(): return f(1)[1:]
-    """),
-    "recursion": (("f",), """
+    """,
+    ),
+    "recursion": (
+        ("f",),
+        """
         def f(n): return ["old"] + (f(n - 1) if n else [])
         def probe(): return f(5)
-    """),
-    "exception": (("f", "C.__exit__"), """
+    """,
+    ),
+    "exception": (
+        ("f", "C.__exit__"),
+        """
         def f(): raise ValueError("old")
         class C:
             def __enter__(self): return self
@@ -80,29 +100,41 @@ SHAPES: dict[str, tuple[tuple, str]] = {
                 f()
             except ValueError as error:
                 return [c.met, str(error)]
-    """),
-    "comprehensions": (("f",), """
+    """,
+    ),
+    "comprehensions": (
+        ("f",),
+        """
         def f():
             word = "old"
             return [word for _ in range(2)] + list({word for _ in range(2)}) + list(word for _ in range(1))
         def probe(): return f()
-    """),
-    "method": (("C.m",), """
+    """,
+    ),
+    "method": (
+        ("C.m",),
+        """
         class C:
             def m(self): return "old"
         c = C()
         bound, unbound = c.m, C.m
         class D(C): pass
         def probe(): return [c.m(), C().m(), bound(), unbound(c), D().m(), getattr(c, "m")()]
-    """),
-    "private names": (("C.__m", "C.m"), """
+    """,
+    ),
+    "private names": (
+        ("C.__m", "C.m"),
+        """
         class C:
             __word = "old"
             def __m(self, __x): return __x
             def m(self): return self.__m("old")
         def probe(): return [C().m()]
-    """),
-    "static and class methods": (("C.s", "C.c"), """
+    """,
+    ),
+    "static and class methods": (
+        ("C.s", "C.c"),
+        """
         class C:
             @staticmethod
             def s(): return "old"
@@ -113,8 +145,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
         def probe():
             assert D.c()[0] == "D"
             return [C.s(), C().s(), C.c()[1], D().c()[1], kept[0](), kept[1]()[1]]
-    """),
-    "property": ((("C.p", 1), ("C.p", 2), ("C.p", 3)), """
+    """,
+    ),
+    "property": (
+        (("C.p", 1), ("C.p", 2), ("C.p", 3)),
+        """
         class C:
             @property
             def p(self): return self.word + "/old"
@@ -128,8 +163,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             first = c.p.split("/")
             del c.p
             return first + c.p.split("/")
-    """),
-    "only the setter": ((("C.p", 2),), """
+    """,
+    ),
+    "only the setter": (
+        (("C.p", 2),),
+        """
         class C:
             @property
             def p(self): return self.word
@@ -139,14 +177,20 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             c = C()
             c.p = "x"
             return [c.p]
-    """),
-    "cached property of a new instance": (("C.p",), """
+    """,
+    ),
+    "cached property of a new instance": (
+        ("C.p",),
+        """
         class C:
             @functools.cached_property
             def p(self): return "old"
         def probe(): return [C().p]
-    """),
-    "special methods": (("C.__init__", "C.__len__", "C.__call__", "C.__getattr__", "C.__eq__", "C.__new__"), """
+    """,
+    ),
+    "special methods": (
+        ("C.__init__", "C.__len__", "C.__call__", "C.__getattr__", "C.__eq__", "C.__new__"),
+        """
         class C:
             def __new__(cls):
                 self = super().__new__(cls)
@@ -161,8 +205,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             c = C()
             assert len(c) in (3, 0)
             return [c.made, c.word, c(), c.absent, c == 1]
-    """),
-    "metaclass and class hooks": (("Meta.__call__", "Base.__init_subclass__", "Base.__class_getitem__"), """
+    """,
+    ),
+    "metaclass and class hooks": (
+        ("Meta.__call__", "Base.__init_subclass__", "Base.__class_getitem__"),
+        """
         class Meta(type):
             def __call__(cls): return [*super().__call__(), "old"]
         class Base:
@@ -173,8 +220,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
         def probe():
             class D(Base): pass
             return [*C(), D.word, Base[1]]
-    """),
-    "super": (("B.m", "B.c"), """
+    """,
+    ),
+    "super": (
+        ("B.m", "B.c"),
+        """
         class A:
             def m(self): return []
             @classmethod
@@ -185,15 +235,21 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             def c(cls): return [*super().c(), "old"]
         class C(B): pass
         def probe(): return [*B().m(), *C().m(), *B.c(), *C.c()]
-    """),
-    "descriptor": (("Word.__get__",), """
+    """,
+    ),
+    "descriptor": (
+        ("Word.__get__",),
+        """
         class Word:
             def __get__(self, instance, owner): return "old"
         class C:
             word = Word()
         def probe(): return [C.word, C().word]
-    """),
-    "decorated with wraps": (("f",), """
+    """,
+    ),
+    "decorated with wraps": (
+        ("f",),
+        """
         def deco(fn):
             @functools.wraps(fn)
             def wrapper(*args): return fn(*args)
@@ -202,8 +258,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
         @deco
         def f(x): return "old"
         def probe(): return [f(1)]
-    """),
-    "decorated without wraps": (("f", "C.m"), """
+    """,
+    ),
+    "decorated without wraps": (
+        ("f", "C.m"),
+        """
         def deco(fn):
             return lambda *args: [fn(*args)][0]
         class Keeper:
@@ -217,16 +276,22 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             @Keeper
             def n(): return "kept"
         def probe(): return [f(1), C().m()]
-    """),
-    "partial": (("f", "C.m"), """
+    """,
+    ),
+    "partial": (
+        ("f", "C.m"),
+        """
         def f(x, y): return "old"
         g = functools.partial(f, 1)
         class C:
             def m(self, x): return "old"
             n = functools.partialmethod(m, 1)
         def probe(): return [g(2), g(y=3), C().n()]
-    """),
-    "registry": (("f", "handler", "<lambda>"), """
+    """,
+    ),
+    "registry": (
+        ("f", "handler", "<lambda>"),
+        """
         handlers, weak = {}, weakref.WeakSet()
         def register(name):
             def keep(fn):
@@ -242,8 +307,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
         def probe():
             weakly = [fn() for fn in weak]
             return [*weakly, handlers["h"][0](), handlers["h"][1][0](), handlers["l"][0](), table[0](), table[1]["f"]()]
-    """),
-    "single dispatch": ((("_", 1), ("_", 2), "f"), """
+    """,
+    ),
+    "single dispatch": (
+        (("_", 1), ("_", 2), "f"),
+        """
         @functools.singledispatch
         def f(x): return "old"
         @f.register
@@ -251,8 +319,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
         @f.register
         def _(x: str): return "old"
         def probe(): return [f(1), f(""), f(1.0)]
-    """),
-    "cache": (("f", "C.m"), """
+    """,
+    ),
+    "cache": (
+        ("f", "C.m"),
+        """
         import itertools
         number = itertools.count()
         @functools.lru_cache(maxsize=None)
@@ -262,8 +333,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             @functools.cache
             def m(x): return "old"
         def probe(): return [f(next(number)), C.m(next(number))]
-    """),
-    "context manager": (("f",), """
+    """,
+    ),
+    "context manager": (
+        ("f",),
+        """
         @contextlib.contextmanager
         def f():
             met = ["old"]
@@ -275,8 +349,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             with f() as met:
                 pass
             return met
-    """),
-    "generator": (("f",), """
+    """,
+    ),
+    "generator": (
+        ("f",),
+        """
         def f(n):
             sent = yield "old"
             try:
@@ -294,8 +371,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             except StopIteration as stop:
                 met.append(stop.value)
             return met
-    """),
-    "generator that is closed": (("f",), """
+    """,
+    ),
+    "generator that is closed": (
+        ("f",),
+        """
         def f(met):
             try:
                 while True: yield "old"
@@ -307,8 +387,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             met.append(next(gen))
             gen.close()
             return met
-    """),
-    "delegation between generators": (("f", "g"), """
+    """,
+    ),
+    "delegation between generators": (
+        ("f", "g"),
+        """
         def f():
             met = yield from g()
             yield met
@@ -316,15 +399,21 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             yield "old"
             return "old"
         def probe(): return every(f())
-    """),
-    "coroutine": (("f", "g"), """
+    """,
+    ),
+    "coroutine": (
+        ("f", "g"),
+        """
         async def f(x): return ["old", *await g(x)]
         async def g(x):
             await asyncio.sleep(0)
             return ["old"]
         def probe(): return drive(f(1))
-    """),
-    "coroutine that raises": (("f",), """
+    """,
+    ),
+    "coroutine that raises": (
+        ("f",),
+        """
         async def f(): raise ValueError("old")
         async def catch():
             try:
@@ -332,15 +421,21 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             except ValueError as error:
                 return [str(error)]
         def probe(): return drive(catch())
-    """),
-    "async generator": (("f",), """
+    """,
+    ),
+    "async generator": (
+        ("f",),
+        """
         async def f():
             yield "old"
             await asyncio.sleep(0)
             yield "old"
         def probe(): return drive(collect(f()))
-    """),
-    "async generator that is sent to and closed": (("f",), """
+    """,
+    ),
+    "async generator that is sent to and closed": (
+        ("f",),
+        """
         async def f(met):
             try:
                 got = yield "old"
@@ -356,8 +451,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             await gen.aclose()
             return met
         def probe(): return drive(use())
-    """),
-    "async context manager": (("f",), """
+    """,
+    ),
+    "async context manager": (
+        ("f",),
+        """
         @contextlib.asynccontextmanager
         async def f():
             met = ["old"]
@@ -368,8 +466,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
                 pass
             return met
         def probe(): return drive(use())
-    """),
-    "async methods": (("C.__aenter__", "C.__aiter__", "C.__anext__", "C.__await__", "C.__aexit__"), """
+    """,
+    ),
+    "async methods": (
+        ("C.__aenter__", "C.__aiter__", "C.__anext__", "C.__await__", "C.__aexit__"),
+        """
         class C:
             async def __aenter__(self): return "old"
             async def __aexit__(self, *error): self.left = "old"
@@ -389,16 +490,22 @@ SHAPES: dict[str, tuple[tuple, str]] = {
                 pass
             return [met, c.left, await c, *[x async for x in c]]
         def probe(): return drive(use())
-    """),
-    "generator-based coroutine": (("f",), """
+    """,
+    ),
+    "generator-based coroutine": (
+        ("f",),
+        """
         @types.coroutine
         def f():
             yield
             return "old"
         async def use(): return [await f()]
         def probe(): return drive(use())
-    """),
-    "method of a dataclass": (("C.m", "C.__post_init__"), """
+    """,
+    ),
+    "method of a dataclass": (
+        ("C.m", "C.__post_init__"),
+        """
         import dataclasses
         @dataclasses.dataclass
         class C:
@@ -406,8 +513,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             def __post_init__(self): self.word = "old"
             def m(self): return "old"
         def probe(): return [C().m(), C(2).word]
-    """),
-    "method of an enum and of a named tuple": (("E.m", "T.m"), """
+    """,
+    ),
+    "method of an enum and of a named tuple": (
+        ("E.m", "T.m"),
+        """
         import enum, typing
         class E(enum.Enum):
             A = 1
@@ -416,8 +526,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             x: int
             def m(self): return "old"
         def probe(): return [E.A.m(), E(1).m(), T(1).m()]
-    """),
-    "closure": (("make.<locals>.inner",), """
+    """,
+    ),
+    "closure": (
+        ("make.<locals>.inner",),
+        """
         def make(x):
             def inner(y): return x, y, "old"
             return inner
@@ -426,8 +539,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             born = make(3)
             assert [fn(9)[:2] for fn in [*kept, born]] == [(n, 9) for n in range(4)]
             return [fn(9)[2] for fn in [*kept, born]]
-    """),
-    "decorator": (("deco.<locals>.wrapper",), """
+    """,
+    ),
+    "decorator": (
+        ("deco.<locals>.wrapper",),
+        """
         def deco(fn):
             @functools.wraps(fn)
             def wrapper(*args, **kwargs): return [*fn(*args, **kwargs), "old"]
@@ -438,8 +554,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
             @deco
             def g(): return []
             return [*f(1), *g()]
-    """),
-    "class in a function": (("make.<locals>.C.m", "make.<locals>.C.__init__"), """
+    """,
+    ),
+    "class in a function": (
+        ("make.<locals>.C.m", "make.<locals>.C.__init__"),
+        """
         def make(x):
             class C:
                 def __init__(self): super().__init__()
@@ -448,8 +567,11 @@ SHAPES: dict[str, tuple[tuple, str]] = {
         Kept = make(1)
         kept = Kept()
         def probe(): return [kept.m()[2], Kept().m()[2], make(2)().m()[2]]
-    """),
-    "nested coroutine and generators": (("make.<locals>.c", "make.<locals>.g", "make.<locals>.a"), """
+    """,
+    ),
+    "nested coroutine and generators": (
+        ("make.<locals>.c", "make.<locals>.g", "make.<locals>.a"),
+        """
         def make(x):
             async def c(): return x, "old"
             def g(): yield x, "old"
@@ -459,22 +581,33 @@ SHAPES: dict[str, tuple[tuple, str]] = {
         kept = make(1)
         def meet(c, g, a): return [drive(c())[1], every(g())[0][1], drive(collect(a()))[0][1]]
         def probe(): return [*meet(*kept), *meet(*make(2))]
-    """),
-    "lambdas with defaults of their own": (("make.<locals>.<lambda>",), """
-        def make(): return [lambda i=i, *, k=i: (i, k, "old") for i in range(3)]
+    """,
+    ),
+    "lambdas with defaults of their own": (
+        ("make.<locals>.<lambda>",),
+        """
+        def make():
+            made = []
+            for i in range(3):
+                made.append(lambda i=i, *, k=i: (i, k, "old"))
+            return made
         kept = make()
         def probe():
             found = [fn() for fn in [*kept, *make()]]
             assert [(i, k) for i, k, _ in found] == [(0, 0), (1, 1), (2, 2)] * 2
             return [met for *_, met in found]
-    """),
-    "an outer function and its closure": (("make", "make.<locals>.inner"), """
+    """,
+    ),
+    "an outer function and its closure": (
+        ("make", "make.<locals>.inner"),
+        """
         def make():
             word = "old"
             def inner(): return [word, "old"]
             return inner
         def probe(): return make()()
-    """),
+    """,
+    ),
 }
 
 

@@ -141,7 +141,7 @@ def _decoded(data: str) -> bytes:
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error:
-        raise LivepatchError(errno.EBADMSG, "the file's bytes did not arrive as base64.") from None
+        raise LivepatchError(errno.EBADMSG, "The file's bytes did not arrive as base64.") from None
 
 
 def _status(name: str) -> dict[str, Any]:

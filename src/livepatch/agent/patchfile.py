@@ -48,7 +48,7 @@ def _execute(data: bytes, stem: str) -> Patch:
     name, file = _MODULES + stem, f"<livepatch {stem}>/{stem}.py"
     if name in sys.modules:
         raise LivepatchError(
-            errno.EEXIST, f"a patch from a file '{stem}.py' is loaded already; disable and unload it first."
+            errno.EEXIST, f"A patch from a file '{stem}.py' is loaded already; disable and unload it first."
         )
     module = ModuleType(name)
     module.__file__ = file

@@ -45,7 +45,7 @@ def ensure_directory() -> str:
         pass
     except OSError as error:
         raise LivepatchError(
-            error.errno or errno.EACCES, f"the socket directory {path} cannot be made: {error.strerror}."
+            error.errno or errno.EACCES, f"The socket directory {path} cannot be made: {error.strerror}."
         ) from None
     found = os.lstat(path)
     problem = directory_problem(found, os.geteuid())

@@ -68,11 +68,11 @@ def _parse(line: bytes | bytearray) -> dict[str, Any]:
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
-        raise _BadRequest(PARSE_ERROR, errno.EBADMSG, "the request is not JSON.") from None
+        raise _BadRequest(PARSE_ERROR, errno.EBADMSG, "The request is not JSON.") from None
     if not isinstance(request, dict) or not isinstance(request.get("method"), str):
-        raise _BadRequest(INVALID_REQUEST, errno.EBADMSG, "the request is not a JSON-RPC request object.")
+        raise _BadRequest(INVALID_REQUEST, errno.EBADMSG, "The request is not a JSON-RPC request object.")
     if not isinstance(request.get("params", {}), dict):
-        raise _BadRequest(INVALID_PARAMS, errno.EINVAL, "parameters must be given by name.")
+        raise _BadRequest(INVALID_PARAMS, errno.EINVAL, "Parameters must be given by name.")
     return request
 
 
@@ -81,7 +81,7 @@ def _bind(request: dict[str, Any], methods: Mapping[str, Method]) -> Method:
     name, given = request["method"], request.get("params", {})
     method = methods.get(name)
     if method is None:
-        raise _BadRequest(UNKNOWN_METHOD, errno.ENOSYS, f"the agent has no method '{name}'.")
+        raise _BadRequest(UNKNOWN_METHOD, errno.ENOSYS, f"The agent has no method '{name}'.")
     code = method.__code__
     known = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
     for parameter in given.keys() - set(known):
@@ -106,7 +106,7 @@ def _error(error: Exception) -> dict[str, Any]:
         code, number, sentence = REFUSED, error.errno or errno.EINVAL, str(error)
     else:
         code, number = INTERNAL_ERROR, errno.EIO
-        sentence = f"the agent failed with {type(error).__name__}: {error}"
+        sentence = f"The agent failed with {type(error).__name__}: {error}"
         data["traceback"] = "".join(traceback.format_exception(error))
     data.update(errno=number, symbol=errno.errorcode.get(number, str(number)), sentence=sentence)
     return {"code": code, "message": sentence, "data": data}

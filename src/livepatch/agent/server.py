@@ -117,7 +117,7 @@ class Server:
         except OSError as error:
             self.listener.close()
             raise LivepatchError(
-                error.errno or 0, f"the socket {self.path} cannot be made: {error.strerror}."
+                error.errno or 0, f"The socket {self.path} cannot be made: {error.strerror}."
             ) from None
         selector.register(self.listener, selectors.EVENT_READ, self.accept)
 

@@ -138,7 +138,7 @@ class Agent:
         with self._serving:
             self.wake()
             if self._bell is None:
-                raise LivepatchError(errno.EAGAIN, "the agent's thread cannot be started in this process.")
+                raise LivepatchError(errno.EAGAIN, "The agent's thread cannot be started in this process.")
             if self.server is None:
                 self._open()
                 atexit.register(self._remove_socket)

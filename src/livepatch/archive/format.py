@@ -161,7 +161,7 @@ def read(data: bytes) -> Archive:
 
 
 def _broken(why: str) -> LivepatchError:
-    return LivepatchError(errno.ENOEXEC, f"this is not a valid patch archive: {why}")
+    return LivepatchError(errno.ENOEXEC, f"This is not a valid patch archive: {why}.")
 
 
 def _members(data: bytes) -> dict[str, bytes]:
@@ -174,7 +174,7 @@ def _members(data: bytes) -> dict[str, bytes]:
         raise
     # zipfile, struct and zlib each have their own way to say that a file is damaged.
     except Exception as error:
-        raise _broken(f"it is truncated or no zip at all ({error})") from None
+        raise _broken(f"it is damaged, or no zip at all ({error})") from None
 
 
 def _check_members(infos: list[zipfile.ZipInfo]) -> None:
@@ -210,21 +210,33 @@ def _manifest(content: bytes) -> Manifest:
     if document["format"] != FORMAT:
         raise LivepatchError(
             errno.EPROTONOSUPPORT,
-            f"the patch archive has format {document['format']} and this livepatch reads format {FORMAT}: "
-            f"{'update livepatch' if document['format'] > FORMAT else 'build it again'}",
+            f"The patch archive has format {document['format']}, and this livepatch reads format {FORMAT}: "
+            f"{'update livepatch' if document['format'] > FORMAT else 'build it again'}.",
         )
     del document["format"]
     entries = [_object(item) for item in _list(document.get("objects"), "objects")]
     document["objects"] = tuple(entries)
     document["states"] = tuple(_list(document.get("states", []), "states"))
+    distribution = document.get("distribution")
+    if distribution is not None and not (
+        isinstance(distribution, dict)
+        and distribution.keys() == {"name", "from", "to"}
+        and all(isinstance(value, str) for value in distribution.values())
+    ):
+        raise _broken(f"its {MANIFEST} says {distribution!r} for 'distribution'")
     manifest = _build(Manifest, document)
-    if not manifest.name:
-        raise _broken("the patch has no name")
+    check_name(manifest.name)
     for key in ("module", "path"):
         names = [getattr(entry, key) for entry in entries]
         if len(set(names)) != len(names):
             raise _broken(f"its {MANIFEST} lists a {key} twice")
     return manifest
+
+
+def check_name(name: str) -> None:
+    """Raise LivepatchError (EINVAL) for what cannot be the name of a patch: it is also shown as a path."""
+    if not name or not name.isprintable() or len(name) > 200 or set(name) & set("/<>"):
+        raise LivepatchError(errno.EINVAL, f"A patch cannot have the name {name!r}.")
 
 
 def _object(item: Any) -> ObjectEntry:
@@ -255,7 +267,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "bool": (bool,),
     "str | None": (str, type(None)),
-    "Mapping[str, str] | None": (dict, type(None)),
 }
 
 

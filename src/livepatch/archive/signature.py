@@ -109,7 +109,7 @@ def _with_live(staged: FunctionType, live: FunctionType) -> dict[str, Any]:
     found = {}
     for name, value in _values(staged).items():
         if value is _KEPT and name not in have:
-            raise LivepatchError(errno.EINVAL, f"the live function '{live.__qualname__}' has no default for '{name}'")
+            raise LivepatchError(errno.EINVAL, f"The live '{live.__qualname__}' has no default for '{name}'.")
         found[name] = have[name] if value is _KEPT else value
     keywords = {name: found.pop(name) for name in staged.__kwdefaults__ or ()}
     return {"__defaults__": tuple(found.values()) or None, "__kwdefaults__": keywords or None}

@@ -44,7 +44,7 @@ class NotPrepared(LivepatchError):
         else:
             remedy = "start it with `livepatch run -- ...` or have it call livepatch.start_agent()."
         super().__init__(
-            errno.ENOTCONN, f"process {process.pid} (Python {process.python}) is not prepared for livepatch; {remedy}"
+            errno.ENOTCONN, f"Process {process.pid} (Python {process.python}) is not prepared for livepatch; {remedy}"
         )
         self.process = process
 
@@ -74,7 +74,7 @@ class Client:
             if self.hello.get("protocol") != PROTOCOL:
                 raise LivepatchError(
                     errno.EPROTO,
-                    f"process {pid} has the agent of another livepatch (version {self.hello.get('version')});"
+                    f"Process {pid} has the agent of another livepatch (version {self.hello.get('version')});"
                     " use that version of the command.",
                 )
         except BaseException:
@@ -107,7 +107,7 @@ class Client:
         except TimeoutError:
             raise LivepatchError(
                 errno.ETIMEDOUT,
-                f"process {self.pid} did not answer '{method}' within {timeout:g} s; it may be stopped or busy"
+                f"Process {self.pid} did not answer '{method}' within {timeout:g} s; it may be stopped or busy"
                 f" in C code. `livepatch status --pid {self.pid}` tells later what became of it.",
             ) from None
         except (ConnectionError, BrokenPipeError):
@@ -162,7 +162,7 @@ class Client:
 
     def _garbage(self) -> LivepatchError:
         return LivepatchError(
-            errno.EPROTO, f"what listens in process {self.pid} does not speak like a livepatch agent."
+            errno.EPROTO, f"What listens in process {self.pid} does not speak like a livepatch agent."
         )
 
     def _lost(self, method: str) -> LivepatchError:
@@ -172,9 +172,9 @@ class Client:
             time.sleep(0.01)
         if alive(self.pid):
             return LivepatchError(
-                errno.ECONNRESET, f"the agent of process {self.pid} closed the connection during '{method}'."
+                errno.ECONNRESET, f"The agent of process {self.pid} closed the connection during '{method}'."
             )
-        return NoAccess(errno.ESRCH, f"process {self.pid} ended during '{method}'.")
+        return NoAccess(errno.ESRCH, f"Process {self.pid} ended during '{method}'.")
 
     def _refusal(self, message: dict[str, Any]) -> LivepatchError:
         error = message.get("error")
@@ -205,14 +205,14 @@ def _connect(process: Process) -> socket.socket:
             sock.close()
             raise LivepatchError(
                 errno.ETIMEDOUT,
-                f"the agent of process {process.pid} accepts no connection; the process may be stopped.",
+                f"The agent of process {process.pid} accepts no connection; the process may be stopped.",
             ) from None
         except OSError:
             pass
         sock.close()
     if denied and process.uid != os.geteuid():
         raise NoAccess(
-            errno.EACCES, f"process {process.pid} belongs to user {process.uid}; run livepatch as that user or as root."
+            errno.EACCES, f"Process {process.pid} belongs to user {process.uid}; run livepatch as that user or as root."
         )
     raise NotPrepared(process)
 

@@ -85,7 +85,7 @@ def examine(pid: int) -> Process:
     """What this pid is. Raises NoAccess if there is no such process or the caller may not look at it."""
     fields = _status_fields(pid)
     if fields is None or fields["State"].startswith(("Z", "X")):
-        raise NoAccess(errno.ESRCH, f"there is no process {pid}; `livepatch ps` lists the Python processes.")
+        raise NoAccess(errno.ESRCH, f"There is no process {pid}; `livepatch ps` lists the Python processes.")
     if int(fields["Tgid"]) != pid:
         raise NoAccess(errno.ESRCH, f"{pid} is a thread of process {fields['Tgid']}; use --pid {fields['Tgid']}.")
     uid = int(fields["Uid"].split()[1])
@@ -97,7 +97,7 @@ def examine(pid: int) -> Process:
         executable, python = fields["Name"], None
     except PermissionError:
         who = f"belongs to user {uid}" if uid != os.geteuid() else "does not let its own user look into it"
-        raise NoAccess(errno.EACCES, f"process {pid} {who}; run livepatch as that user or as root.") from None
+        raise NoAccess(errno.EACCES, f"Process {pid} {who}; run livepatch as that user or as root.") from None
     inner_pid = int(fields.get("NSpid", str(pid)).split()[-1])
     return Process(pid, inner_pid, uid, executable.removesuffix(" (deleted)"), _command(pid), python)
 
@@ -107,7 +107,7 @@ def require_python(pid: int) -> Process:
     process = examine(pid)
     if process.python is None:
         raise NoAccess(
-            errno.ENOEXEC, f"process {pid} ({process.title[:60]}) is no Python; `livepatch ps` lists those that are."
+            errno.ENOEXEC, f"Process {pid} ({process.title[:60]}) is no Python; `livepatch ps` lists those that are."
         )
     return process
 

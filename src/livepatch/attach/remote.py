@@ -125,21 +125,21 @@ def attach(pid: int, *, timeout: float = TIMEOUT) -> Client:
     except OSError:
         if alive(pid):
             raise
-        raise NoAccess(errno.ESRCH, f"process {pid} ended during the attach.") from None
+        raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
 def _require_remote_exec(unprepared: NotPrepared) -> None:
     process = unprepared.process
     if process.free_threaded:
         raise LivepatchError(
-            errno.ENOEXEC, f"process {process.pid} is a free-threaded Python, which livepatch does not support."
+            errno.ENOEXEC, f"Process {process.pid} is a free-threaded Python, which livepatch does not support."
         )
     if not process.takes_remote_exec:
         raise unprepared
     if _disabled(process):
         raise LivepatchError(
             errno.EPERM,
-            f"process {process.pid} was started with remote debugging disabled (PYTHON_DISABLE_REMOTE_DEBUG or"
+            f"Process {process.pid} was started with remote debugging disabled (PYTHON_DISABLE_REMOTE_DEBUG or"
             " -X disable-remote-debug); start it without, or with `livepatch run -- ...`.",
         )
 
@@ -204,7 +204,7 @@ def _files(process: Process) -> Iterator[_Files]:
             raise
         raise LivepatchError(
             error.errno or errno.EACCES,
-            f"no file can be put into {places.directory_of(process.uid)} for process {process.pid}: {error.strerror}.",
+            f"No file can be put into {places.directory_of(process.uid)} for process {process.pid}: {error.strerror}.",
         ) from None
     files = _Files(process, directory)
     try:
@@ -284,7 +284,7 @@ def _remote_exec(process: Process, script: str) -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LivepatchError(
-            errno.ENOEXEC, f"process {process.pid} cannot be attached to: {command[0]} does not run ({error})."
+            errno.ENOEXEC, f"Process {process.pid} cannot be attached to: {command[0]} does not run ({error})."
         ) from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"{command[0]} ended with status {done.returncode}"])[-1]
@@ -292,10 +292,10 @@ def _remote_exec(process: Process, script: str) -> None:
         if kind == "PermissionError":
             raise NoAccess(
                 errno.EPERM,
-                f"the system does not let livepatch attach to process {process.pid} ({text}); run it as root, or start"
+                f"The system does not let livepatch attach to process {process.pid} ({text}); run it as root, or start"
                 " the process with `livepatch run -- ...`.",
             )
-        raise LivepatchError(errno.ENOEXEC, f"process {process.pid} cannot be attached to: {text or said}.")
+        raise LivepatchError(errno.ENOEXEC, f"Process {process.pid} cannot be attached to: {text or said}.")
 
 
 def _helper(process: Process) -> tuple[list[str], dict[str, Any]]:
@@ -310,7 +310,7 @@ def _helper(process: Process) -> tuple[list[str], dict[str, Any]]:
     if "python" not in os.path.basename(process.executable):
         raise LivepatchError(
             errno.ENOEXEC,
-            f"process {process.pid} has its Python inside {process.executable}; run livepatch with Python"
+            f"Process {process.pid} has its Python inside {process.executable}; run livepatch with Python"
             f" {process.python} to attach to it, or have it call livepatch.start_agent().",
         )
     group = os.stat(f"/proc/{process.pid}").st_gid
@@ -341,7 +341,7 @@ def _await_agent(process: Process, files: _Files, timeout: float) -> Client:
             failure = files.read(f"{files.stem}.failed")
             if failure is not None:
                 files.remove(script)
-                raise LivepatchError(errno.ENOEXEC, f"the agent did not start in process {process.pid}: {failure}")
+                raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
             if late:
                 raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(0.01)
@@ -367,6 +367,6 @@ def _blocked(process: Process, timeout: float) -> str:
     else:
         where = "is busy in code that is not Python's"
     return (
-        f"process {process.pid} did not let the agent in within {timeout:g} s: its main thread {where};"
+        f"Process {process.pid} did not let the agent in within {timeout:g} s: its main thread {where};"
         " make it do something (send it a request) and try again, or start it with `livepatch run -- ...`."
     )

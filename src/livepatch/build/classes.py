@@ -44,6 +44,7 @@ def compare_classes(found: Findings, prefix: str, old: Statement, new: Statement
             found.refuse(name, after.lineno, "class", f"its {what} changed")
             found.claim(old, new)
     found.classes.append((name, before, after))
+    found.note_docstring(name, before, after)
     ClassRules(found, name, before, after, conditional or bool(old.under)).apply()
 
 

@@ -139,7 +139,7 @@ def _other_files(world: World) -> list[Change]:
         name = module_name(path)
         reason, hint = "compiled code cannot be exchanged in a live process", RESTART.format(name)
         fate = REFUSED
-        if path.endswith((".so", ".pyd", ".c", ".cpp")) and _same_cython(world, path):
+        if path.endswith((".so", ".pyd", ".c", ".cpp")) and _same_source(world, path):
             fate, reason, hint = NOTED, "compiled anew from the same source", ""
         changes.append(Change(fate, name, "", path, 0, "extension", reason, hint))
     for path in _differing(world.old.data, world.new.data):
@@ -158,6 +158,11 @@ def _differing(old: dict[str, bytes], new: dict[str, bytes]) -> list[str]:
     return sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
 
 
-def _same_cython(world: World, path: str) -> bool:
-    source = path.rpartition("/")[0] + "/" + path.rpartition("/")[2].split(".")[0] + ".pyx"
-    return world.old.compiled.get(source) == world.new.compiled.get(source, b"")
+def _same_source(world: World, path: str) -> bool:
+    """Whether both trees have the same source of an extension module, or of C that was generated, beside it."""
+    folder, _, name = path.rpartition("/")
+    for suffix in (".pyx", ".rs", ".cpp", ".c"):
+        source = f"{folder}/{name.split('.')[0]}{suffix}"
+        if source in world.old.compiled and source != path:
+            return world.old.compiled[source] == world.new.compiled.get(source)
+    return False

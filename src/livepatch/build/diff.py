@@ -66,7 +66,7 @@ def apply(diff: str, files: Files) -> dict[str, bytes]:
 
 
 def _refusal(reason: str) -> LivepatchError:
-    return LivepatchError(errno.EINVAL, f"the diff does not apply: {reason}")
+    return LivepatchError(errno.EINVAL, f"The diff does not apply: {reason}.")
 
 
 def _strip(name: str) -> str:

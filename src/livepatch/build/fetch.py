@@ -46,7 +46,7 @@ def fetch(name: str, version: str) -> Release:
     wheel of it, ENOSYS without pip.
     """
     if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
-        raise LivepatchError(errno.EINVAL, f"{name} {version} does not look like a package and a version")
+        raise LivepatchError(errno.EINVAL, f"{name!r} {version!r} is not the name of a package and a version.")
     with tempfile.TemporaryDirectory(prefix="livepatch-") as folder:
         answers = []
         for options in (_PURE, ()):
@@ -56,12 +56,12 @@ def fetch(name: str, version: str) -> Release:
                 return _unpack(wheels[0])
             answers.append(answer)
     if "No module named pip" in answers[-1]:
-        raise LivepatchError(errno.ENOSYS, "fetching a release needs pip in this Python: run `python -m ensurepip`")
+        raise LivepatchError(errno.ENOSYS, "Fetching a release needs pip in this Python; run `python -m ensurepip`.")
     errors = [line.removeprefix("ERROR: ") for line in answers[-1].splitlines() if line.startswith("ERROR")]
     raise LivepatchError(
         errno.ENOENT,
-        f"there is no wheel of {name} {version} that fits this Python, and building one would run its code: "
-        f"unpack the sources by hand and use --old and --new ({errors[-1] if errors else 'pip failed'})",
+        f"No wheel of {name} {version} for this Python was found ({errors[-1] if errors else 'pip failed'}). "
+        "If there is none, unpack the sources by hand and use --old and --new: installing them would run their code.",
     )
 
 
@@ -88,10 +88,10 @@ def _unpack(wheel: Path) -> Release:
         with zipfile.ZipFile(io.BytesIO(wheel.read_bytes())) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
             if sum(info.file_size for info in infos) > _SIZE_LIMIT:
-                raise LivepatchError(errno.EFBIG, f"{wheel.name} unpacks to more than {_SIZE_LIMIT >> 20} MiB")
+                raise LivepatchError(errno.EFBIG, f"{wheel.name} unpacks to more than {_SIZE_LIMIT >> 20} MiB.")
             for info in infos:
                 if not safe_path(info.filename):
-                    raise LivepatchError(errno.EINVAL, f"{wheel.name} contains the path {info.filename!r}")
+                    raise LivepatchError(errno.EINVAL, f"{wheel.name} contains the path {info.filename!r}.")
                 path = _installed(info.filename)
                 if path is not None:
                     files[path] = archive.read(info)
@@ -99,7 +99,7 @@ def _unpack(wheel: Path) -> Release:
                     headers = email.parser.BytesHeaderParser().parsebytes(archive.read(info))
                     requires = headers["Requires-Python"]
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise LivepatchError(errno.EINVAL, f"{wheel.name} is damaged: {error}") from None
+        raise LivepatchError(errno.EINVAL, f"{wheel.name} is damaged: {error}.") from None
     return Release(name, version, files, requires)
 
 

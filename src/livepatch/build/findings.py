@@ -34,6 +34,7 @@ class Findings:
         self.functions: list[tuple[Version, Version]] = []
         self.classes: list[tuple[str, ast.ClassDef, ast.ClassDef]] = []  # qualified name, old, new
         self.added: list[tuple[str, Statement]] = []
+        self.documented: list[str] = []  # of which only the docstring changed
         self.claimed: set[int] = set()
 
     def claim(self, *statements: Statement) -> None:
@@ -86,6 +87,11 @@ class Findings:
             names = " ".join(sorted(statement.binds() or ()))
             self.refuse(scope.prefix + names, statement.line, "name", "it is bound again, now in another order")
 
+    def note_docstring(self, name: str, old: ast.AST, new: ast.AST) -> None:
+        """Remember to say that a docstring changed."""
+        if not syntax.same_docstring(old, new):
+            self.documented.append(name)
+
     def note_decorators(self, name: str, node: syntax.DefinitionNode) -> None:
         """Say which decorators of something new do more than to wrap it, perhaps."""
         for decorator in node.decorator_list:
@@ -108,6 +114,8 @@ class Findings:
             self._judge(kind, was, now, conditional or bool(pair[0].under))
         elif syntax.shape(old) != syntax.shape(new):
             self.refuse(name, new.lineno, kind, "this Python does not compile it, so it cannot be compared")
+        if len(self.changes) == before:
+            self.note_docstring(name, old, new)
         if len(self.changes) == before and syntax.annotation_dumps(old) != syntax.annotation_dumps(new):
             self.note(name, new.lineno, kind, "only annotations changed")
         # Shapes may differ where the compiled code does not: that too is accounted for.

@@ -52,14 +52,10 @@ def compare(old: Version, new: Version, old_lookup: Lookup, new_lookup: Lookup) 
             "its decorators changed",
             "the live object was made by the old ones; restart, or exclude it",
         )
-    if codes.kind(old.definition.code) != codes.kind(new.definition.code):
-        was, now = codes.kind(old.definition.code), codes.kind(new.definition.code)
-        yield Verdict(
-            old,
-            new,
-            f"it was a {was} and is now a {now}",
-            "callers that run now expect the old kind; restart",
-        )
+    was, now = codes.kind(old.definition.code), codes.kind(new.definition.code)
+    if was != now:
+        reason = f"it was of the kind {was} and is now of the kind {now}"
+        yield Verdict(old, new, reason, "callers that run now expect the old kind; restart")
     reasons = _reasons(old, new)
     if reasons:
         yield Verdict(old, new, ", ".join(reasons))
@@ -132,7 +128,7 @@ def _problem(was: Version, now: Version | None) -> str | None:
         return "the decorators of a nested function changed"
     old, new = was.definition.code, now.definition.code
     if codes.kind(old) != codes.kind(new):
-        return f"a nested {codes.kind(old)} is now a {codes.kind(new)}"
+        return "a nested function is now of another kind"
     if set(old.co_freevars) - {"__class__"} != set(new.co_freevars) - {"__class__"}:
         return "a nested function uses other variables of the function around it"
     return None

@@ -18,9 +18,8 @@ from livepatch.build.world import Readers
 
 #: Names that describe a release; what code makes of them (a user agent) does not have to be consistent.
 _RELEASE_NAMES = re.compile(
-    r"__(version|version_info|version_tuple|build|date|author|author_email|maintainer|email|license|copyright"
-    r"|credits|title|summary|description|url|uri|status|commit_id|release|revision)__"
-    r"|version|version_info|version_tuple|commit_id",
+    r"__(version(_info|_tuple)?|build|date|author(_email)?|maintainer|email|license|copyright|credits|title|summary"
+    r"|description|url|uri|status|commit_id|release|revision)__|version(_info|_tuple)?|commit_id",
     re.IGNORECASE,
 )
 
@@ -28,8 +27,10 @@ _RELEASE_NAMES = re.compile(
 def compare_modules(found: Findings) -> None:
     """Compare two versions of a module, statement by statement."""
     ModuleRules(found).apply()
-    if syntax.docstrings(found.old.tree) != syntax.docstrings(found.new.tree):
-        found.note("", 1, "docstring", "docstrings changed; those of unchanged functions stay as they are")
+    found.note_docstring(found.new.module, found.old.tree, found.new.tree)
+    if found.documented:
+        names = ", ".join(found.documented)
+        found.note("", 1, "docstring", f"docstrings changed, and stay as they are: {names}")
 
 
 class ModuleRules:

@@ -43,14 +43,16 @@ class Build:
         """The content of the patch archive; the same build always gives the same bytes.
 
         `replaces` makes it a cumulative patch; `version` is that of the new release unless given.
-        Raises LivepatchError: EINVAL if something is refused, ENODATA if nothing changes at run time.
+        Raises LivepatchError: EINVAL if something is refused or the name will not do, ENODATA if nothing changes
+        at run time.
         """
+        format.check_name(name)
         refused = self.report.refused
         if refused:
             more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-            raise LivepatchError(errno.EINVAL, f"the patch cannot carry everything: {refused[0]}{more}")
+            raise LivepatchError(errno.EINVAL, f"The patch cannot carry everything: {refused[0]}{more}.")
         if self.report.changes_nothing:
-            raise LivepatchError(errno.ENODATA, "nothing changes at run time, so there is no patch to make")
+            raise LivepatchError(errno.ENODATA, "Nothing changes for a running process, so there is no patch to make.")
         objects = tuple(_entry(self.report, module) for module in _order(self.report))
         manifest = Manifest(
             name,

@@ -49,7 +49,7 @@ def read_tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:
     root = Path(directory)
     if not root.is_dir():
         number = errno.ENOTDIR if root.exists() else errno.ENOENT
-        raise LivepatchError(number, f"{directory} is not a directory with a source tree")
+        raise LivepatchError(number, f"{directory} is not a directory.")
     found: dict[str, bytes] = {}
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not _SKIPPED.fullmatch(name)]
@@ -77,7 +77,7 @@ class Tree:
         """Raises LivepatchError (EINVAL) if the root itself is a package: its name is not known then."""
         if "__init__.py" in files:
             raise LivepatchError(
-                errno.EINVAL, "the source tree is itself a package: give the directory that contains it"
+                errno.EINVAL, "The source tree is itself a package; give the directory that contains it."
             )
         tree = cls({}, {}, {}, {})
         project = any(name in files for name in _PROJECT_FILES)

@@ -49,13 +49,12 @@ def annotation_dumps(node: ast.AST) -> object:
     return found
 
 
-def docstrings(node: ast.AST) -> list[str | None]:
-    """The docstrings in a piece of source, in order."""
-    return [
-        ast.get_docstring(inner, clean=False)
-        for inner in ast.walk(node)
-        if isinstance(inner, (*_DEFINITIONS, ast.Module))
-    ]
+def same_docstring(old: ast.AST, new: ast.AST) -> bool:
+    """Whether two versions of a module, class or function have the same docstring, or none."""
+    documented = (*_DEFINITIONS, ast.Module)
+    assert isinstance(old, documented)
+    assert isinstance(new, documented)
+    return ast.get_docstring(old, clean=False) == ast.get_docstring(new, clean=False)
 
 
 def effective(body: Sequence[ast.stmt]) -> list[ast.stmt]:

@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return USAGE
     except (click.Abort, KeyboardInterrupt):
-        return failed(INTERRUPTED, errno.EINTR, "interrupted.")
+        return failed(INTERRUPTED, errno.EINTR, "Interrupted.")
     except NoAccess as error:
         return failed(NO_PROCESS, error.errno or errno.ESRCH, str(error), error)
     except LivepatchError as error:
@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return failed(REFUSED, error.errno or errno.EIO, what + ".", error)
     except Exception as error:
-        sentence = f"internal error, {type(error).__name__}: {error}"
+        sentence = f"Internal error, {type(error).__name__}: {error}"
         if not _debugging():
             sentence += " (LIVEPATCH_DEBUG=1 shows where)"
         return failed(REFUSED, errno.EIO, sentence, error)

@@ -76,7 +76,7 @@ def build_command(
             " leave out what does not matter with --exclude."
         )
     elif report.changes_nothing:
-        output.warn("nothing changes for a running process, so there is no patch to make and nothing was written.")
+        output.warn("Nothing changes for a running process, so there is no patch to make and nothing was written.")
     else:
         name = name or file.stem
         _write(file, build.archive(name, description=description))
@@ -155,7 +155,7 @@ def _show(build: Build, verbose: bool) -> None:
             output.say(f"{', '.join(places)}: {hint}")
     if not verbose and (report.notes or report.left_out):
         output.say(
-            f"besides, {_count(len(report.notes), 'difference')} without effect and {len(report.left_out)} left out"
+            f"Besides, {_count(len(report.notes), 'difference')} without effect and {len(report.left_out)} left out"
             " (--verbose lists them)"
         )
 

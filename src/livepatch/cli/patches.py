@@ -159,7 +159,7 @@ def force_command(name: str, pid: int, yes: bool, timeout: float) -> int:
         state = client.call("status", name=name, blockers=5)
         if not yes:
             if not sys.stdin.isatty():
-                raise LivepatchError(errno.EPERM, "force gives up consistency; say --yes if that is meant.")
+                raise LivepatchError(errno.EPERM, "Force gives up consistency; say --yes if that is meant.")
             _ask(state)
         status, state = settle(
             client,

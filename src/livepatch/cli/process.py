@@ -92,6 +92,6 @@ def attach_command(pid: int, timeout: float) -> int:
     from livepatch.attach import remote
 
     with remote.attach(pid, timeout=timeout) as client:
-        output.say(f"process {pid} (Python {client.hello['python']}) can be patched.")
+        output.say(f"Process {pid} (Python {client.hello['python']}) can be patched.")
         output.result({"pid": pid, "hello": client.hello})
     return DONE

@@ -50,7 +50,7 @@ def settle(
             if state["transition"]:
                 state = _stalled(client, state, timeout, on_stall)
             elif state["enabled"] != goal:
-                sentence = f"somebody else reversed it meanwhile: '{state['name']}' is {_settled(state)}."
+                sentence = f"Somebody else reversed it meanwhile: '{state['name']}' is {_settled(state)}."
                 raise LivepatchError(errno.ECANCELED, sentence)
             return STALLED if "stalled" in state else DONE, state
         except KeyboardInterrupt:
@@ -77,7 +77,7 @@ def _wait(client: Client, state: State, timeout: float) -> State:
 
 
 def _stalled(client: Client, state: State, timeout: float, on_stall: str) -> State:
-    name, direction = state["name"], "patching" if state["enabled"] else "unpatching"
+    name, direction = state["name"], "Patching" if state["enabled"] else "Unpatching"
     state = client.call("status", name=name, blockers=NAMED)
     if not state["transition"]:  # it was over just now, after all
         return state
@@ -93,12 +93,12 @@ def _stalled(client: Client, state: State, timeout: float, on_stall: str) -> Sta
         client.call("force", name=name)
         state = _wait(client, client.call("status", name=name), timeout)
         output.warn(
-            f"the remaining tasks were forced: '{name}' is {_settled(state)}, and what they are in now goes on in the"
+            f"The remaining tasks were forced: '{name}' is {_settled(state)}, and what they are in now goes on in the"
             " other version." + (f" '{name}' can never be unloaded." if state["forced"] else "")
         )
     else:
         output.warn(
-            f"the transition goes on: `livepatch status --pid {client.pid}` shows it, `livepatch"
+            f"The transition goes on: `livepatch status --pid {client.pid}` shows it, `livepatch"
             f" {'disable' if state['enabled'] else 'enable'} {name} --pid {client.pid}` takes it back."
         )
     done = {"reverse": "reversed", "keep": "kept", "force": "forced"}[on_stall]
@@ -114,39 +114,39 @@ def _go_back(client: Client, state: State, timeout: float) -> State:
         state = client.call("status", name=name)
         if state["transition"]:
             raise
-        output.warn(f"it was over just then: '{name}' is {_settled(state)}.")
+        output.warn(f"It was over just then: '{name}' is {_settled(state)}.")
         return state
     state = _wait(client, state, timeout)
     if state["transition"]:
         state = client.call("status", name=name, blockers=NAMED)
     if state["transition"]:
         output.warn(
-            f"it is going back, but {state['left']} of {state['total']} tasks have not yet;"
+            f"It is going back, but {state['left']} of {state['total']} tasks have not yet;"
             f" `livepatch status --pid {client.pid}` shows it."
         )
         _name_blockers(state)
     elif state["enabled"]:
-        output.warn(f"it was taken back: '{name}' stays enabled.")
+        output.warn(f"It was taken back: '{name}' stays enabled.")
     else:
-        output.warn(f"it was taken back: nothing of '{name}' is patched.")
+        output.warn(f"It was taken back: nothing of '{name}' is patched.")
     return state
 
 
 def _interrupted(pid: int, state: State | None, find: Finder, timeout: float) -> State:
     """Ctrl-C: go back; again: leave it as it is."""
     try:
-        output.warn("interrupted; taking the patch back as it was (once more to leave it as it is).")
+        output.warn("Interrupted; taking the patch back as it was (once more to leave it as it is).")
         with Client(pid) as client:  # the old connection may be in the middle of an answer
             state = client.call("status", name=state["name"]) if state else find(client)
             if state is None:
-                output.warn("nothing had begun yet; nothing was changed.")
+                output.warn("Nothing had begun yet; nothing was changed.")
                 return {}
             if state["transition"]:
                 return {**_go_back(client, state, timeout), "stalled": "reversed"}
-            output.warn(f"it was over already: '{state['name']}' is {_settled(state)}.")
+            output.warn(f"It was over already: '{state['name']}' is {_settled(state)}.")
             return {**state, "stalled": "completed"}
     except KeyboardInterrupt:
-        output.warn(f"left as it is, perhaps in transition; `livepatch status --pid {pid}` shows it.")
+        output.warn(f"Left as it is, perhaps in transition; `livepatch status --pid {pid}` shows it.")
         return {**(state or {}), "stalled": "left"}
 
 

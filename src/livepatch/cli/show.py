@@ -29,7 +29,7 @@ def list_command(pids: tuple[int, ...]) -> int:
         if patches:
             output.table(["PATCH", "VERSION", "STATE", "ORDER", "MODULES"], [_row(patch) for patch in patches])
         else:
-            output.say("no patch is loaded")
+            output.say("No patch is loaded.")
         return {"patches": patches}
 
     return each_process(pids, look)
@@ -45,7 +45,7 @@ def _headline(client: Client) -> str:
     title = client.process.title
     if len(title) > _TITLE:
         title = title[: _TITLE - 3] + "..."
-    return f"process {client.pid}, Python {client.hello['python']}: {title}"
+    return f"Process {client.pid}, Python {client.hello['python']}: {title}"
 
 
 @click.command("status")
@@ -63,9 +63,9 @@ def status_command(pids: tuple[int, ...]) -> int:
         for patch in patches:
             _describe(patch)
         if not patches:
-            output.say("no patch is loaded")
+            output.say("No patch is loaded.")
         if blocking:
-            output.say("in the way:")
+            output.say("In the way:")
             output.table(["KIND", "TASK", "IN"], task_rows(blocking))
         return {"hello": client.hello, "patches": patches, "blocking": blocking}
 

@@ -4,9 +4,9 @@ Pure functions: nothing here touches a live object, so that the builder, the loa
 what a name and a position mean. Three habits of the compiler matter:
 
 - Constants mix scopes of every kind. Class bodies, comprehensions and annotation scopes are code objects
-  beside the functions; they are looked through, never listed. What no programmer can write tells them apart:
-  a class body has no fast locals, and a hidden scope has a parameter called `.0` or `.format`, or a name in
-  angle brackets.
+  beside the functions; they are looked through, never listed. What no programmer writes tells them apart: a
+  class body has no fast locals, and a hidden scope has a parameter called `.0` or `.format`, a name in angle
+  brackets, or is `__annotate__(format, /)`.
 - The same source gives different constant *numbers* when a docstring comes or goes (it occupies a slot), so
   instructions are compared with their constants resolved, not as bytes.
 - Constants compare by value, where `1 == 1.0 == True` and `0.0 == -0.0`; code objects compare by value and by
@@ -25,6 +25,7 @@ VARARGS = 0x4
 VARKEYWORDS = 0x8
 GENERATOR = 0x20
 COROUTINE = 0x80
+ITERABLE_COROUTINE = 0x100  # a generator that `types.coroutine` made awaitable: a property of the live code only
 ASYNC_GENERATOR = 0x200
 HAS_DOCSTRING = 0x4000000  # 3.14; unused before
 FUTURE_ANNOTATIONS = 0x1000000  # what it does to nested functions shows in their annotations' constants
@@ -79,7 +80,10 @@ def is_function(code: CodeType) -> bool:
         return False
     if code.co_name.startswith("<"):
         return code.co_name == "<lambda>"
-    return not (code.co_varnames and code.co_varnames[0].startswith("."))
+    first = code.co_varnames[0] if code.co_varnames else ""
+    if code.co_name == "__annotate__" and code.co_posonlyargcount:
+        return first != "format"
+    return not first.startswith(".")
 
 
 def kind(code: CodeType) -> str:

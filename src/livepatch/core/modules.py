@@ -13,7 +13,6 @@ is there: its new functions would be unpatched, and that must not pass in silenc
 
 from __future__ import annotations
 
-import importlib.abc
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -45,7 +44,7 @@ class _Loader:
         self._coming(sys.modules.get(module.__name__, module))
 
 
-class Finder(importlib.abc.MetaPathFinder):
+class Finder:
     """Waits for modules; `awaited(name)` says whether a patch does, `refused(name)` why it must not come."""
 
     def __init__(

@@ -27,7 +27,7 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from . import cpython
-from .codes import kind
+from .codes import ITERABLE_COROUTINE, kind
 from .heap import referrers
 from .model import Body, Func, LivepatchError
 from .stacks import Footprint
@@ -91,18 +91,19 @@ class Redirection:
 
     def _make_direct(self, func: Func) -> CodeType:
         new = func.new_func
-        if isinstance(new, Body):
-            if new.code.co_freevars == self.original.co_freevars:
-                return new.code
-            if not new.code.co_freevars:
-                return new.code.replace(co_freevars=self.original.co_freevars)
-            return forwarder(self.original, self._bind_class(func, new))
-        return forwarder(self.original, new)
+        if not isinstance(new, Body):
+            return forwarder(self.original, new)
+        if new.code.co_freevars != self.original.co_freevars:
+            return forwarder(self.original, self._bind(func, new))
+        flags = new.code.co_flags | self.original.co_flags & ITERABLE_COROUTINE
+        return new.code if flags == new.code.co_flags else new.code.replace(co_flags=flags)
 
-    def _bind_class(self, func: Func, body: Body) -> FunctionType:
-        """New code uses `super()` or `__class__` where the old did not: it needs a cell that holds the class."""
+    def _bind(self, func: Func, body: Body) -> FunctionType:
+        """A function for new code that uses `super()` or `__class__` where the old did not, or no longer does."""
         function = next(iter(self.live()), None)
         path = func.old_name.split(".")[:-1]
+        if function is not None and not body.code.co_freevars:
+            return _clone(body.code, function, {**self.saved(function), **body.attributes}, None)
         if body.code.co_freevars == ("__class__",) and function is not None and path and "<locals>" not in path:
             owner: Any = function.__globals__.get(path[0])
             for name in path[1:]:
@@ -130,7 +131,8 @@ class Redirection:
 
     def codes(self) -> list[CodeType]:
         """All code under which a function object of this redirection can be found."""
-        known = [self.original, *map(self.direct, self.stack), *self._births.values(), *self._trampolines]
+        made = [self._direct[id(func)] for func in self.stack if id(func) in self._direct]
+        known = [self.original, *made, *self._births.values(), *self._trampolines]
         return list({id(code): code for code in known}.values())
 
     # -- function objects ---------------------------------------------------------------------------
@@ -148,6 +150,7 @@ class Redirection:
             if code is self.original or self.nested or function in self._saved
         ]
         self.functions = [weakref.ref(function) for function in mine]
+        self.direct(self.front())  # may need one of them
 
     def live(self) -> list[FunctionType]:
         """The function objects that are still there."""
@@ -281,6 +284,8 @@ class Redirection:
         references = [weakref.ref(code) for code in codes]
         self._trampolines = []
         self._births = {}
+        # By id: another `Func` may get the id of one that was taken off.
+        self._direct = {id(func): self.direct(func) for func in self.stack}
         codes.clear()
         _stale[id(self.original)] = [reference for reference in references if reference() is not None]
         if not _stale[id(self.original)]:
@@ -355,7 +360,7 @@ def _birth_enterer(
     def enter(cells: FunctionType | None = None) -> tuple[Any, Any]:
         state, token = transition.choose(counted, sys._getframe(1).f_back)
         code = codes[transition.goal.state if state is None else state]
-        known = dict(zip(cells.__code__.co_freevars, cells.__closure__ or (), strict=True)) if cells else {}
+        known = dict(zip(own.co_freevars, cells.__closure__ or (), strict=True)) if cells else {}
         closure = tuple(known[name] for name in code.co_freevars)
         version = FunctionType(code, namespace, code.co_name, None, closure or None)
         _version_functions.add(version)

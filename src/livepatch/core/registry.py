@@ -16,19 +16,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Protocol
 
-from . import callbacks, cpython, log, redirect
+from . import callbacks, cpython, log, objects, redirect
 from . import tasks as task_kinds
-from .codes import kind
-from .model import Body, Func, LivepatchError, Object, Patch, PatchStatus, TaskStatus
+from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
 from .modules import Finder
 from .redirect import Redirection, redirections
 from .resolve import check_author, current_codes, init_object, init_patch
 from .stacks import Footprint
 from .symbols import Tables
-from .trampoline import replace_constants
 from .transition import PATCHED, SIGNALS_TIMEOUT, UNPATCHED, Transition
 
 
@@ -164,8 +162,8 @@ def _enable(patch: Patch) -> None:
                 continue
             callbacks.pre_patch(obj)
             if functions is None:
-                functions = _find_functions(patch)
-            _patch_object(obj, functions)
+                functions = objects.find_functions(patch)
+            objects.patch_object(obj, functions, _running()[1])
     except BaseException as error:
         log.warning(f"failed to enable patch '{patch.name}'")
         _cancel_transition()
@@ -175,64 +173,6 @@ def _enable(patch: Patch) -> None:
     _start_transition()
     patch.enabled = True
     _try_complete_transition()
-
-
-def _find_functions(patch: Patch) -> dict[int, list[FunctionType]]:
-    """The function objects of all originals of a patch, patched or not, in one pass."""
-    codes = [code for func in _funcs(patch) if func.old_code is not None for code in current_codes(func)]
-    return redirect.functions_of(codes) if codes else {}
-
-
-def _patch_object(obj: Object, found: dict[int, list[FunctionType]], *, at_once: bool = False) -> None:
-    """Put every function of the object on its stack.
-
-    Each call asks the transition from here on, or, `at_once`, reaches the version in front.
-    """
-    for func in obj.all_funcs():
-        assert func.old_code is not None
-        redirection = redirections.setdefault(id(func.old_code), Redirection(func.old_code))
-        redirection.stack.insert(0, func)
-        func.patched = True
-    for func in obj.derived:
-        assert isinstance(func.new_func, Body)
-        inner = [redirections[id(f.old_code)] for f in obj.funcs if "<locals>" in f.old_name]
-        replacements = {id(r.direct(r.below(r.stack[0]))): r.direct(r.stack[0]) for r in inner}
-        func.new_func.code = replace_constants(func.new_func.code, replacements)
-    for redirection in _fronts(obj):
-        redirection.adopt(found)
-    for redirection in _fronts(obj):
-        if at_once or redirection.stack[0].immediate:
-            redirection.settle()
-    if not at_once:
-        _install(obj)
-    obj.patched = True
-
-
-def _fronts(obj: Object) -> list[Redirection]:
-    """The redirections that a patched object decides, those nested deepest first."""
-    decided = [(redirections[id(func.old_code)], func) for func in obj.all_funcs() if func.patched]
-    return [redirection for redirection, func in decided if redirection.stack[0] is func]
-
-
-def _install(obj: Object) -> None:
-    """Trampolines for all that the object decides; enclosing functions last, since they make the births."""
-    _, transition = _running()
-    nested: dict[int, Redirection] = {}
-    for redirection in _fronts(obj):
-        if redirection.stack[0].immediate:
-            continue
-        if redirection.nested:
-            nested |= {id(code): redirection for code in redirection.codes()}
-        redirection.install(transition, nested)
-
-
-def _unpatch_object(obj: Object) -> None:
-    for func in obj.all_funcs():
-        if func.patched:
-            assert func.old_code is not None
-            redirections[id(func.old_code)].stack.remove(func)
-            func.patched = False
-    obj.patched = False
 
 
 # -- the transition ------------------------------------------------------------------------------------------
@@ -246,46 +186,17 @@ def _init_transition(patch: Patch, state: int) -> None:
     global _changing, _wait
     log.debug(f"'{patch.name}': initializing {_name(state)} transition")
     _wait = FIRST_WAIT
-    _changing = patch, Transition(state, task_kinds.kinds, lambda goal: _footprint(patch, goal), _wake)
-    for func in _funcs(patch):
+    _changing = patch, Transition(state, task_kinds.kinds, lambda goal: objects.footprint(patch, goal), _wake)
+    for func in objects.funcs(patch):
         func.transition = True
-
-
-def _funcs(patch: Patch) -> Iterator[Func]:
-    for obj in patch.objects:
-        yield from obj.all_funcs()
-
-
-def _redirections(patch: Patch) -> list[Redirection]:
-    """The redirections of a patch whose functions are on their stacks."""
-    return [redirections[id(func.old_code)] for func in _funcs(patch) if func.patched]
-
-
-def _footprint(patch: Patch, state: int) -> Footprint:
-    footprint = Footprint()
-    for redirection in _redirections(patch):
-        redirection.mark(footprint, state)
-    return footprint
 
 
 def _start_transition() -> None:
     patch, transition = _running()
     log.notice(f"'{patch.name}': starting {_name(transition.goal.state)} transition")
-    transition.suspended.codes = _suspendable(patch)
+    transition.suspended.codes = objects.suspendable(patch)
     transition.start()
     _round_soon()
-
-
-def _suspendable(patch: Patch) -> list[CodeType]:
-    """All versions of those functions of a patch whose frames can outlive their call."""
-    codes: list[CodeType] = []
-    for redirection in _redirections(patch):
-        front = redirection.stack[0]
-        consistent = front.transition and not front.immediate and front.suspended == "wait"
-        if consistent and kind(redirection.original) != "function":
-            codes += [*redirection.code_of(front), *redirection.code_of(redirection.below(front))]
-            codes += redirection.stale()
-    return codes
 
 
 def _round_soon() -> None:
@@ -313,7 +224,7 @@ def _complete_transition() -> None:
     patch, transition = _running()
     state = transition.goal.state
     log.debug(f"'{patch.name}': completing {_name(state)} transition")
-    touched = _redirections(patch)
+    touched = objects.redirections_of(patch)
     nested = [r for r in touched if r.nested]
     if nested:
         # Closures were made meanwhile, by versions of the enclosing functions that nobody is in any more.
@@ -322,9 +233,9 @@ def _complete_transition() -> None:
             redirection.adopt(found)
     if state == UNPATCHED:
         for obj in patch.objects:
-            _unpatch_object(obj)
-    _settle(touched)
-    for func in _funcs(patch):
+            objects.unpatch_object(obj)
+    objects.settle(touched)
+    for func in objects.funcs(patch):
         func.transition = False
     transition.stop()
     redirect.clear_caches(touched)
@@ -336,14 +247,6 @@ def _complete_transition() -> None:
         _listed.remove(patch)
         _await_modules()
     _changing = None
-
-
-def _settle(touched: list[Redirection]) -> None:
-    for redirection in touched:
-        redirection.settle()
-        redirection.forget_transition()
-        if not redirection.stack:
-            del redirections[id(redirection.original)]
 
 
 def _cancel_transition() -> None:
@@ -406,9 +309,9 @@ def _apply_to_coming(patch: Patch, obj: Object) -> None:
     in_transition = _changing is not None and _changing[0] is patch
     for func in obj.all_funcs():
         func.transition = in_transition
-    _patch_object(obj, found, at_once=not in_transition)
+    objects.patch_object(obj, found, _running()[1] if in_transition else None)
     if in_transition:
-        _running()[1].renew(_suspendable(patch))
+        _running()[1].renew(objects.suspendable(patch))
     else:
         callbacks.post_patch(obj)
 
@@ -416,9 +319,9 @@ def _apply_to_coming(patch: Patch, obj: Object) -> None:
 def _revert_coming(patch: Patch, obj: Object) -> None:
     if _changing is None or _changing[0] is not patch:
         callbacks.pre_unpatch(obj)
-    touched = _fronts(obj)
-    _unpatch_object(obj)
-    _settle(touched)
+    touched = objects.fronts(obj)
+    objects.unpatch_object(obj)
+    objects.settle(touched)
     obj.module_state = "GOING"
     callbacks.post_unpatch(obj)
     obj.init()
@@ -485,16 +388,16 @@ def disable_patch(name: str, *, timeout: float = 0.0) -> None:
 
 def _disable(patch: Patch) -> None:
     _check_idle()
-    found = _find_functions(patch)
+    found = objects.find_functions(patch)
     _init_transition(patch, UNPATCHED)
     for obj in patch.objects:
         if obj.patched:
             callbacks.pre_unpatch(obj)
     for obj in patch.objects:
         if obj.patched:
-            for redirection in _fronts(obj):
+            for redirection in objects.fronts(obj):
                 redirection.adopt(found)
-            _install(obj)
+            objects.install(obj, _running()[1])
     _start_transition()
     patch.enabled = False
     _try_complete_transition()
@@ -631,7 +534,7 @@ def check_patch(patch: Patch) -> list[TaskStatus]:
             init_patch(patch)
             footprint = Footprint()
             codes = []
-            for func in _funcs(patch):
+            for func in objects.funcs(patch):
                 if func.old_code is not None and not func.immediate:
                     redirection = redirections.get(id(func.old_code)) or Redirection(func.old_code)
                     for code in redirection.code_of(redirection.front()):

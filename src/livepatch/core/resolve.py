@@ -92,16 +92,23 @@ def _check_kind(func: Func) -> None:
 def _derive_enclosing(obj: Object, tables: Tables) -> None:
     """A function around a patched one is patched, too: closures that it makes later must be redirected from birth."""
     assert obj.module is not None
-    names = {func.old_name for func in obj.funcs}
     inner = [func for func in obj.funcs if "<locals>" in func.old_name]
-    for name in sorted({func.old_name.split(".<locals>.")[0] for func in inner} - names):
-        for symbol in tables.all(obj.module, name):
-            redirection = redirections.get(id(symbol.code)) or Redirection(symbol.code)
-            code = redirection.direct(redirection.front())
-            if contains(code, {id(code) for func in inner for code in current_codes(func)}):
-                derived = Func(name, Body(code), old_sympos=symbol.sympos)
-                derived.old_code = symbol.code
-                obj.derived.append(derived)
+    names = {around for func in inner for around in _enclosing(func.old_name)}
+    patched = {id(func.old_code) for func in obj.funcs}
+    for symbol in [symbol for name in sorted(names) for symbol in tables.all(obj.module, name)]:
+        redirection = redirections.get(id(symbol.code)) or Redirection(symbol.code)
+        code = redirection.direct(redirection.front())
+        wanted = {id(code) for func in inner for code in current_codes(func)}
+        if id(symbol.code) not in patched and contains(code, wanted):
+            derived = Func(symbol.name, Body(code), old_sympos=symbol.sympos)
+            derived.old_code = symbol.code
+            obj.derived.append(derived)
+
+
+def _enclosing(name: str) -> list[str]:
+    """The names of all functions around a nested one."""
+    parts = name.split(".<locals>.")
+    return [".<locals>.".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def current_codes(func: Func) -> list[CodeType]:

@@ -14,8 +14,8 @@ A *forwarder* is what a function keeps when its replacement was written by hand:
 exchanged, so it calls the replacement. It has the replacement's parameters, which is faster than packing and
 unpacking them, and right for whoever inspects the signature.
 
-What they call sits in their constants: any object may, and it costs nothing to look up. Free variables are padded
-with the original's names, because assigning `__code__` demands as many of them.
+What they call sits in their constants: any object may, and it costs nothing to look up. They have as many free
+variables as the original, because assigning `__code__` demands it, and these get its names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from .codes import ASYNC_GENERATOR, VARARGS, VARKEYWORDS, kind
+from .codes import ASYNC_GENERATOR, ITERABLE_COROUTINE, VARARGS, VARKEYWORDS, kind
 
 FILE = "<livepatch>"
 
@@ -111,21 +111,24 @@ def parameters(code: CodeType) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _compile(body: str, flavour: str, listed: str, passed: str, cells: tuple[str, ...] | None) -> CodeType:
-    if cells:
-        body = f"\n    lp_cells = lambda: ({', '.join(cells)},)" + body
+def _compile(body: str, flavour: str, listed: str, passed: str, free: int, birth: bool) -> CodeType:
+    # Free variables must be copied into every frame, used or not: on 3.11 and 3.12 the interpreter crashes when
+    # somebody (a reporter of errors, a debugger) reads the locals of a frame that lacks them.
+    names = "".join(f"lp_free{number:03}, " for number in range(free))
+    if free:
+        body = f"\n    lp_cells = lambda: ({names})" + body if birth else f"\n    if 0: {names}" + body
     text = body.format(
         enter=_ENTER,
         track=_TRACK,
         leave=_LEAVE,
         new=_NEW,
         arguments=passed,
-        cells="lp_cells" if cells else "",
+        cells="lp_cells" if free and birth else "",
     )
     define = "async def" if flavour == "coroutine" else "def"
     source = f"{define} livepatch_function({listed}):{text}"
-    if cells:
-        source = f"def outer({', '.join(cells)}):\n" + "\n".join("    " + line for line in source.splitlines())
+    if free:
+        source = f"def outer({names}):\n" + "\n".join("    " + line for line in source.splitlines())
     code = compile(source, FILE, "exec", dont_inherit=True)
     while code.co_name != "livepatch_function":
         code = next(constant for constant in code.co_consts if isinstance(constant, CodeType))
@@ -135,7 +138,7 @@ def _compile(body: str, flavour: str, listed: str, passed: str, cells: tuple[str
 def _dress(code: CodeType, original: CodeType, constants: dict[str, Any]) -> CodeType:
     """Give compiled code its constants, and the name, kind and free variables of the original."""
     filled = tuple(constants.get(c, c) if isinstance(c, str) else c for c in code.co_consts)
-    flags = code.co_flags
+    flags = code.co_flags | original.co_flags & ITERABLE_COROUTINE
     if kind(original) == "async generator":
         flags |= ASYNC_GENERATOR
     return code.replace(
@@ -159,8 +162,7 @@ def trampoline(
     """A trampoline for functions that carry `original`; see the head of this file for what it calls."""
     flavour = kind(original)
     listed, passed = parameters(original) if birth else ("*args, **kwargs", "*args, **kwargs")
-    cells = original.co_freevars if birth else None
-    code = _compile(_BODIES[flavour], flavour, listed, passed, cells)
+    code = _compile(_BODIES[flavour], flavour, listed, passed, len(original.co_freevars), birth)
     return _dress(code, original, {_ENTER: enter, _TRACK: track, _LEAVE: leave})
 
 
@@ -169,7 +171,7 @@ def forwarder(original: CodeType, new: Any) -> CodeType:
     code = new.__code__
     flavour = kind(code)
     listed, passed = parameters(code)
-    made = _compile(_FORWARDERS[flavour], flavour, listed, passed, None)
+    made = _compile(_FORWARDERS[flavour], flavour, listed, passed, len(original.co_freevars), False)
     return _dress(made, original, {_NEW: new})
 
 

@@ -1,0 +1,120 @@
+"""Patching and unpatching the objects of a patch: the step between a patch and its redirections.
+
+Outside of these functions nobody puts a `Func` on a stack or takes it off. They are called under the registry's mutex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+
+from . import redirect
+from .codes import kind
+from .model import Body, Func, Object, Patch
+from .redirect import Redirection, redirections
+from .resolve import current_codes
+from .stacks import Footprint
+from .trampoline import replace_constants
+from .transition import Transition
+
+
+def funcs(patch: Patch) -> Iterator[Func]:
+    """All functions of a patch, derived ones too."""
+    for obj in patch.objects:
+        yield from obj.all_funcs()
+
+
+def redirections_of(patch: Patch) -> list[Redirection]:
+    """The redirections of a patch whose functions are on their stacks."""
+    return [redirections[id(func.old_code)] for func in funcs(patch) if func.patched]
+
+
+def find_functions(patch: Patch) -> dict[int, list[FunctionType]]:
+    """The function objects of all originals of a patch, patched or not, in one pass."""
+    codes = [code for func in funcs(patch) if func.old_code is not None for code in current_codes(func)]
+    return redirect.functions_of(codes) if codes else {}
+
+
+def patch_object(obj: Object, found: dict[int, list[FunctionType]], transition: Transition | None) -> None:
+    """Put every function of the object on its stack.
+
+    Each call asks the transition from here on; without one it reaches the version in front. `found` are the
+    function objects, from `find_functions`.
+    """
+    for func in obj.all_funcs():
+        assert func.old_code is not None
+        redirection = redirections.setdefault(id(func.old_code), Redirection(func.old_code))
+        redirection.stack.insert(0, func)
+        func.patched = True
+    inner: list[Redirection] = []
+    for func in obj.all_funcs():  # nested ones first: what is around them contains their code
+        redirection = redirections[id(func.old_code)]
+        if func in obj.derived:
+            assert isinstance(func.new_func, Body)
+            replacements = {id(r.direct(r.below(r.stack[0]))): r.direct(r.stack[0]) for r in inner}
+            func.new_func.code = replace_constants(func.new_func.code, replacements)
+        redirection.adopt(found)
+        if redirection.nested:
+            inner.append(redirection)
+    for redirection in fronts(obj):
+        if transition is None or redirection.stack[0].immediate:
+            redirection.settle()
+    if transition is not None:
+        install(obj, transition)
+    obj.patched = True
+
+
+def fronts(obj: Object) -> list[Redirection]:
+    """The redirections that a patched object decides, those nested deepest first."""
+    decided = [(redirections[id(func.old_code)], func) for func in obj.all_funcs() if func.patched]
+    return [redirection for redirection, func in decided if redirection.stack[0] is func]
+
+
+def install(obj: Object, transition: Transition) -> None:
+    """Trampolines for all that the object decides; enclosing functions last, since they make the births."""
+    nested: dict[int, Redirection] = {}
+    for redirection in fronts(obj):
+        if redirection.stack[0].immediate:
+            continue
+        if redirection.nested:
+            nested |= {id(code): redirection for code in redirection.codes()}
+        redirection.install(transition, nested)
+
+
+def unpatch_object(obj: Object) -> None:
+    """Take every function of the object off its stack. What calls reach changes with `settle`."""
+    for func in obj.all_funcs():
+        if func.patched:
+            assert func.old_code is not None
+            redirections[id(func.old_code)].stack.remove(func)
+            func.patched = False
+    obj.patched = False
+
+
+def settle(touched: list[Redirection]) -> None:
+    """Calls reach what is in front, directly; a redirection without any version is given up."""
+    for redirection in touched:
+        redirection.settle()
+        redirection.forget_transition()
+        if not redirection.stack:
+            del redirections[id(redirection.original)]
+
+
+def footprint(patch: Patch, state: int) -> Footprint:
+    """What tasks must leave to reach a state, for all functions of a patch."""
+    marked = Footprint()
+    for redirection in redirections_of(patch):
+        redirection.mark(marked, state)
+    return marked
+
+
+def suspendable(patch: Patch) -> list[CodeType]:
+    """All versions of those functions of a patch whose frames can outlive their call."""
+    codes: list[CodeType] = []
+    for redirection in redirections_of(patch):
+        front = redirection.stack[0]
+        consistent = front.transition and not front.immediate and front.suspended == "wait"
+        if consistent and kind(redirection.original) != "function":
+            codes += [*redirection.code_of(front), *redirection.code_of(redirection.below(front))]
+            codes += redirection.stale()
+    return codes

@@ -1,0 +1,529 @@
+"""Archives in a live process: proof that they fit, what they add, and that they leave no trace."""
+
+import errno
+import importlib
+import inspect
+import sys
+import traceback
+
+import pytest
+from tests.core.kit import take_out
+
+import livepatch as lp
+from livepatch.archive import fit
+from livepatch.core.model import LivepatchError
+from livepatch.testing import finish
+
+M = "lp_pkg/m.py"
+
+
+def enabled(patch):
+    lp.enable_patch(patch)
+    finish()
+
+
+def disabled(patch):
+    take_out(patch.name)
+
+
+def namespace(place):
+    """Names and values, without what the interpreter keeps in there for itself."""
+    return {name: value for name, value in vars(place).items() if name not in ("__builtins__", "__annotations__")}
+
+
+def refusal(action, *arguments, **options):
+    with pytest.raises(LivepatchError) as caught:
+        action(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+OLD = """
+    import functools
+
+    class Base:
+        def inherited(self): return "inherited"
+
+    class C(Base):
+        kind = "C"
+        def __init__(self): self.value = 1
+        def method(self, a=1): return a
+        @property
+        def prop(self): return "old"
+        @prop.setter
+        def prop(self, value): self.value = value
+        @staticmethod
+        def static(): return "old"
+        @classmethod
+        def of_class(cls): return "old", cls.kind
+        def __private(self): return "old"
+        def call_private(self): return self.__private()
+
+    @functools.lru_cache
+    def cached(): return "old"
+
+    def deco(function):
+        @functools.wraps(function)
+        def wrapper(*args):
+            return "old", function(*args)
+        return wrapper
+
+    @deco
+    def decorated(x): return x
+
+    def gen():
+        yield "old"
+
+    async def coro(): return "old"
+
+    def defaults(a, b=[], *, c={}): return a, b, c
+"""
+NEW = OLD.replace('"old"', '"new"')
+
+
+def test_all_kinds_of_functions(package):
+    package.have({M: OLD})
+    m = package.load()
+    c = m.C()
+
+    def results():
+        c.prop = 1
+        return [
+            c.prop,
+            c.static(),
+            m.C.of_class(),
+            c.call_private(),
+            m.cached(),
+            m.decorated(1),
+            next(m.gen()),
+        ]
+
+    old = results()
+    patch = package.bind({M: NEW})
+    assert results() == old
+    enabled(patch)
+    assert results() == ["new", "new", ("new", "C"), "new", "new", ("new", 1), "new"]
+    disabled(patch)
+    assert results() == old
+
+
+def test_new_things(package):
+    package.have({M: OLD, "lp_pkg/n.py": "def helper(): return 'helper'"})
+    m = package.load()
+    before, class_before = namespace(m), namespace(m.C)
+    patch = package.bind(
+        {
+            M: NEW.replace(
+                "import functools", "import functools\n    import re, os.path as p\n    from .n import helper"
+            )
+            .replace("def __init__", "limit = len(kind)\n        def __init__", 1)
+            .replace(
+                "def __private",
+                "@property\n        def added(self): return __class__, super().inherited(), self.__new()\n"
+                "        @added.setter\n        def added(self, value): self.value = value\n"
+                "        @functools.cached_property\n        def once(self): return [self.limit]\n"
+                "        def __new(self): return PATTERN.match('x')[0], helper(), D().prop\n"
+                "        class Inner:\n            def m(self): return 'inner'\n"
+                "        def __private",
+            )
+            + "\n    PATTERN = re.compile('x')\n    class D(C):\n        limit = 2\n    def more(): return p.sep, C.Inner().m()\n"
+            + "    LIST = []\n    LIST.append(more)\n"
+        }
+    )
+    enabled(patch)
+    c = m.C()
+    assert c.added == (m.C, "inherited", ("x", "helper", "new"))
+    c.added = 5
+    assert c.value == 5
+    assert c.once is c.once
+    assert c.once == [1]
+    assert m.more() == ("/", "inner")
+    assert [m.more] == m.LIST
+    assert m.D.__module__ == "lp_pkg.m"
+    assert m.C.added.fget.__qualname__ == "C.added"
+    disabled(patch)
+    assert namespace(m) == before
+    assert namespace(m.C) == class_before
+
+
+def test_new_code_is_found_by_tracebacks_and_inspect(package):
+    package.have({M: "def f(): return 1"})
+    m = package.load()
+    patch = package.bind({M: "\n\ndef f():\n    return 1 / 0  # here\n\ndef g(): pass\n"})
+    enabled(patch)
+    try:
+        m.f()
+    except ZeroDivisionError:
+        text = traceback.format_exc()
+    assert 'File "<livepatch fix>/lp_pkg/m.py", line 4, in f' in text
+    assert "return 1 / 0  # here" in text
+    assert inspect.getsource(m.f) == "def f():\n    return 1 / 0  # here\n"
+    assert inspect.getsource(m.g) == "def g(): pass\n"
+    disabled(patch)
+
+
+def test_defaults_that_did_not_change_keep_their_objects(package):
+    package.have({M: "def f(a, b=[], *, c={}, d=1): return a, b, c, d"})
+    m = package.load()
+    b, c = m.f.__defaults__[0], m.f.__kwdefaults__["c"]
+    patch = package.bind({M: "X = object()\ndef f(a, n=X, b=[], *, c={}, d=2, e=len('abc')): return a, b, c, d, e, n"})
+    enabled(patch)
+    assert m.f.__defaults__ == (m.X, b)
+    assert m.f.__defaults__[1] is b
+    assert m.f.__kwdefaults__["c"] is c
+    assert m.f(1) == (1, [], {}, 2, 3, m.X)
+    assert str(inspect.signature(m.f)).startswith("(a, n=<object")
+    disabled(patch)
+    assert m.f.__defaults__ == (b,)
+    assert m.f(1) == (1, [], {}, 1)
+
+
+def test_defaults_of_methods_see_the_class(package):
+    package.have({M: "class C:\n    LIMIT = 3\n    __hidden = 4\n    def m(self, a): return a"})
+    m = package.load()
+    patch = package.bind(
+        {M: "class C:\n    LIMIT = 3\n    __hidden = 4\n    def m(self, a=LIMIT, __b=__hidden): return a, __b"}
+    )
+    enabled(patch)
+    assert m.C().m() == (3, 4)
+    disabled(patch)
+    with pytest.raises(TypeError):
+        m.C().m()
+
+
+def test_defaults_that_went(package):
+    package.have({M: "def f(a=1, *, b=2): return a, b"})
+    m = package.load()
+    patch = package.bind({M: "def f(a, *, b): return a, b"})
+    enabled(patch)
+    assert (m.f.__defaults__, m.f.__kwdefaults__) == (None, None)
+    disabled(patch)
+    assert m.f() == (1, 2)
+
+
+def test_annotations_and_docstrings_follow(package):
+    package.have({M: 'def f(a: int) -> int:\n    "old"\n    return a'})
+    m = package.load()
+    patch = package.bind({M: 'def f(a: str, b: "Later" = 1) -> bytes:\n    "new"\n    return b'})
+    enabled(patch)
+    assert m.f.__annotations__ == {"a": str, "b": "Later", "return": bytes}
+    assert m.f.__doc__ == "new"
+    disabled(patch)
+    assert m.f.__annotations__ == {"a": int, "return": int}
+    assert m.f.__doc__ == "old"
+
+
+def test_annotations_that_cannot_be_evaluated_stay(package):
+    package.have({M: "def f(a: int): return a"})
+    m = package.load()
+    patch = package.bind({M: "def f(a: Unknown, b=1): return a"})
+    enabled(patch)
+    assert m.f.__defaults__ == (1,)
+    assert m.f.__annotations__ == {"a": int}
+    disabled(patch)
+
+
+def test_future_annotations_are_strings(package):
+    head = "from __future__ import annotations\n"
+    package.have({M: head + "def f(a: int): return a"})
+    m = package.load()
+    patch = package.bind({M: head + "def f(a: Unknown): return 1\ndef g(b: Other): pass"})
+    enabled(patch)
+    assert m.f.__annotations__ == {"a": "Unknown"}
+    assert m.g.__annotations__ == {"b": "Other"}
+    disabled(patch)
+
+
+def test_constants_change_at_completion_and_importers_follow(package):
+    tree = {
+        "lp_pkg/v.py": "__version__ = '1'\nversion = (1, 0)",
+        "lp_pkg/__init__.py": "from .v import __version__",
+        M: "from lp_pkg import __version__ as v\ndef f(): return v",
+    }
+    package.have(tree)
+    m, v = package.load(), sys.modules["lp_pkg.v"]
+    patch = package.bind({"lp_pkg/v.py": "__version__ = '2'\nversion = (2, 0)", M: tree[M] + ", 1"})
+    enabled(patch)
+    assert (v.__version__, v.version, sys.modules["lp_pkg"].__version__, m.f()) == ("2", (2, 0), "2", ("2", 1))
+    disabled(patch)
+    assert (v.__version__, v.version, sys.modules["lp_pkg"].__version__, m.f()) == ("1", (1, 0), "1", "1")
+
+
+def test_nested_functions_of_existing_closures(package):
+    package.have({M: "def outer(x):\n    def inner(y): return x, y, 'old'\n    return inner"})
+    m = package.load()
+    closure = m.outer(1)
+    patch = package.bind({M: "def outer(x):\n    def inner(y): return x, y, 'new'\n    return inner"})
+    enabled(patch)
+    assert closure(2) == (1, 2, "new")
+    assert m.outer(3)(4) == (3, 4, "new")
+    disabled(patch)
+    assert closure(2) == (1, 2, "old")
+
+
+def test_positions(package):
+    old = "class C:\n    @property\n    def x(self): return 'get'\n    @x.setter\n    def x(self, v): self.v = v"
+    package.have({M: old})
+    m = package.load()
+    patch = package.bind({M: old.replace("self.v = v", "self.v = v * 2")})
+    enabled(patch)
+    c = m.C()
+    c.x = 2
+    assert (c.v, c.x) == (4, "get")
+    disabled(patch)
+
+
+def test_definitions_under_conditions_need_not_exist(package):
+    old = """
+        import sys
+        if sys.platform == "nowhere":
+            import nowhere
+            def only_there(): return 1
+            class There:
+                def m(self): return 1
+        else:
+            def both(): return 1
+        if sys.platform != "nowhere":
+            class Here:
+                def m(self): return 1
+    """
+    package.have({M: old})
+    m = package.load()
+    new = old.replace("return 1", "return 2").replace(
+        "import nowhere", "import nowhere, nowhere.more\n            NEW = nowhere.x"
+    )
+    new = new.replace("class There:", "class There:\n                def new(self): pass").replace(
+        "class Here:", "class Here:\n                def new(self): return 3"
+    )
+    patch = package.bind({M: new})
+    assert [func.old_name for func in patch.objects[0].funcs] == ["both", "Here.m"]
+    enabled(patch)
+    assert (m.both(), m.Here().m(), m.Here().new()) == (2, 2, 3)
+    assert not hasattr(m, "NEW")
+    disabled(patch)
+
+
+# -- what does not fit ---------------------------------------------------------------------------------------
+
+
+def test_another_version_of_the_function_is_refused(package):
+    package.have({M: "def f(): return 1\ndef g(): return 1"})
+    archive = package.archive({M: "def f(): return 2\ndef g(): return 1"})
+    package.have({M: "def f(): return 3\ndef g(): return 4"})
+    package.load()
+    assert refusal(fit.bind, archive) == "The live 'f' in 'lp_pkg.m' is not the one that the patch was built for."
+    assert refusal(fit.bind, archive, dry=True)
+
+
+def test_other_differences_do_not_matter(package):
+    package.have({M: "def f(): return 1\ndef g(): return 1"})
+    archive = package.archive({M: "def f(): return 2\ndef g(): return 1"})
+    package.have({M: "# vendor patch\n\n\nX = 1\ndef g(): return 4\ndef f():\n    'doc'\n    return 1"})
+    m = package.load()
+    patch = fit.bind(archive)
+    enabled(patch)
+    assert m.f() == 2
+    disabled(patch)
+
+
+@pytest.mark.parametrize("live", ["", "def f(): return 1\ndef keep(): pass\nkeep.f = f\ndef f(): return 1"])
+def test_a_missing_or_an_extra_definition_is_refused(package, live):
+    package.have({M: "def f(): return 1"})
+    archive = package.archive({M: "def f(): return 2"})
+    package.have({M: live})
+    package.load()
+    assert "symbol 'f'" in refusal(fit.bind, archive)
+
+
+def test_none_of_the_modules_is_imported(package):
+    package.have({M: "def f(): return 1", "lp_pkg/n.py": "def f(): return 1"})
+    archive = package.archive({M: "def f(): return 2", "lp_pkg/n.py": "def f(): return 2"})
+    with pytest.raises(LivepatchError) as caught:
+        fit.bind(archive)
+    assert caught.value.errno == errno.ENOENT
+    assert "lp_pkg.m, lp_pkg.n" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "live", "new", "reason"),
+    [
+        ("", "def g(): return 1", "def g(): return 2", "'g' exists already in the live module 'lp_pkg.m'"),
+        ("", "X = 1", "X = 2", "'X' exists already"),
+        ("", "import os as p", "import sys as p", "'p' exists already"),
+        ("class C: x = 1", "C = 1", "class C:\n    x = 1\n    def n(self): pass", "'C' is not a class"),
+        ("class C: x = 1", "class C: n = 1", "class C:\n    x = 1\n    def n(self): pass", "'C.n' exists already"),
+        (
+            "class C(dict): x = 1",
+            "class B(dict):\n    def n(self): pass\nclass C(B): x = 1",
+            "class C(dict):\n    x = 1\n    def n(self): pass",
+            "The new 'C.n' in 'lp_pkg.m' would hide from old code what is inherited from 'B'",
+        ),
+        (
+            "class C(U):\n    x = 1\n    def n(self): pass",
+            "class B:\n    def n(self): pass\nclass C(B): x = 1",
+            "class C(U):\n    x = 1",
+            "'C.n' in 'lp_pkg.m' is gone in the new version, and the one inherited from 'B' would come to light",
+        ),
+        ("", "", "X = 1 / 0", "A new statement for 'lp_pkg.m' failed: ZeroDivisionError"),
+        ("", "", "class D(Missing): pass", "A new statement for 'lp_pkg.m' failed: NameError"),
+        ("", "", "def f(a=missing): return 1", None),
+        ("", "", "import lp_nowhere", "`import lp_nowhere` in the new version of 'lp_pkg.m' fails"),
+        ("", "", "from os import lp_nothing", "A new statement for 'lp_pkg.m' failed: ImportError"),
+    ],
+)
+def test_what_is_new_must_fit(package, old, live, new, reason):
+    function = "\ndef f(): return 1\n"
+    package.have({M: old + function})
+    archive = package.archive({M: new + function.replace("return 1", "return 2")} if reason else {M: new})
+    package.have({M: live + function})
+    m = package.load()
+    before = namespace(m)
+    text = refusal(lambda: lp.enable_patch(fit.bind(archive)))
+    assert (reason or "NameError") in text
+    assert namespace(m) == before
+    assert m.f() == 1
+    assert not lp.patches()
+
+
+def test_a_name_that_the_live_module_lacks_is_refused(package):
+    package.have({M: "from .n import *\ndef f(): return 1", "lp_pkg/n.py": "x = 1"})
+    package.load()
+    archive = package.archive({M: "from .n import *\ndef f(): return missing, len, x"})
+    text = refusal(lambda: lp.enable_patch(fit.bind(archive)))
+    assert text == "The new 'f' uses 'missing', which 'lp_pkg.m' does not have."
+
+
+def test_an_import_that_is_done_otherwise_must_give_the_same_object(package):
+    old = "try:\n    import lp_none as x\nexcept ImportError:\n    x = None\ndef f(): return x"
+    new = old.replace("ImportError", "ModuleNotFoundError")
+    package.have({M: old})
+    m = package.load()
+    patch = package.bind({M: new + ", 1"})
+    enabled(patch)
+    assert m.f() == (None, 1)
+    disabled(patch)
+    m.x = 1
+    assert "'x' exists already" in refusal(lambda: lp.enable_patch(package.bind({M: new + ", 1"}, "again")))
+    assert m.x == 1
+
+
+def test_source_for_another_python(package):
+    package.have({M: "def f(): return 1"})
+    archive = package.archive({M: "def f(): return 2"})
+    package.load()
+    broken = type(archive)(archive.manifest, archive.old, {M: b"def f(): return )"})
+    text = refusal(fit.bind, broken)
+    assert text.startswith("This Python cannot compile <livepatch fix>/lp_pkg/m.py, line 1")
+
+
+def test_an_archive_that_contradicts_itself(package):
+    package.have({M: "def f(): return 1\nx = 1"})
+    archive = package.archive({M: "def f(): return 2\nx = 2\ny = 1"})
+    package.load()
+    other = type(archive)(archive.manifest, {M: b""}, archive.new)
+    assert "names 'f'" in refusal(fit.bind, other)
+    other = type(archive)(archive.manifest, archive.old, {M: b"def f(): return 2"})
+    assert "but its source" in refusal(fit.bind, other)
+
+
+# -- what must not happen ------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_changes_nothing(package):
+    package.have({M: "def f(): return 1", "lp_pkg/n.py": "x = 1"})
+    m = package.load()
+    before = namespace(m), set(sys.modules)
+    archive = package.archive({M: "from . import n\nimport lp_nowhere\ndef f(): return n\nX = print('!')"})
+    patch = fit.bind(archive, dry=True)
+    assert lp.core.registry.check_patch(patch) == []
+    assert (namespace(m), set(sys.modules)) == before
+
+
+def test_imports_are_done_before_anything_is_locked(package):
+    package.have({M: "def f(): return 1", "lp_pkg/n.py": "x = 1"})
+    package.load()
+    patch = package.bind({M: "from . import n\ndef f(): return n.x"})
+    assert "lp_pkg.n" in sys.modules
+    enabled(patch)
+    disabled(patch)
+
+
+def test_names_are_imported_from_modules_that_add_them(package):
+    package.have({"lp_pkg/a.py": "from . import z\ndef f(): return 1", "lp_pkg/z.py": "def g(): return 1"})
+    a = package.load("lp_pkg.a")
+    patch = package.bind(
+        {
+            "lp_pkg/a.py": "from . import z\nfrom .z import new\ndef f(): return new()",
+            "lp_pkg/z.py": "def g(): return 2\ndef new(): return g()",
+        }
+    )
+    enabled(patch)
+    assert a.f() == 2
+    disabled(patch)
+
+
+def test_a_module_that_comes_later(package):
+    package.have({M: "def f(): return 1", "lp_pkg/late.py": "class C:\n    def m(self): return 1\n__version__ = '1'"})
+    package.load()
+    late = "class C:\n    def m(self): return self.n()\n    def n(self): return 2\n__version__ = '2'"
+    patch = package.bind({M: "def f(): return 2", "lp_pkg/late.py": late})
+    enabled(patch)
+    module = package.load("lp_pkg.late")
+    assert module.C().m() == 2
+    assert module.__version__ == "2"
+    disabled(patch)
+    assert module.C().m() == 1
+    assert not hasattr(module.C, "n")
+    assert module.__version__ == "1"
+
+
+def test_a_module_that_comes_later_and_does_not_fit(package):
+    package.have({M: "def f(): return 1", "lp_pkg/late.py": "def f(): return 1"})
+    package.load()
+    patch = package.bind({M: "def f(): return 2", "lp_pkg/late.py": "def f(): return 2"})
+    package.have({"lp_pkg/late.py": "def f(): return 3"})
+    importlib.invalidate_caches()
+    enabled(patch)
+    with pytest.raises(ImportError, match="not the one that the patch was built for"):
+        package.load("lp_pkg.late")
+    assert "lp_pkg.late" not in sys.modules
+    disabled(patch)
+
+
+def test_what_somebody_else_put_in_its_place_stays(package):
+    package.have({M: "def f(): return 1\n__version__ = '1'"})
+    m = package.load()
+    patch = package.bind({M: "def f(): return 2\ndef g(): pass\n__version__ = '2'"})
+    enabled(patch)
+    m.g = m.__version__ = "mine"
+    disabled(patch)
+    assert (m.g, m.__version__) == ("mine", "mine")
+
+
+def test_one_patch_on_another(package):
+    package.have({M: "def f(): return 1"})
+    m = package.load()
+    first = package.bind({M: "def f(): return g()\ndef g(): return 2"}, "first")
+    enabled(first)
+    package.have({M: "def f(): return g()\ndef g(): return 2"})
+    second = package.bind({M: "def f(): return g() + 1\ndef g(): return 3"}, "second")
+    enabled(second)
+    assert m.f() == 4
+    disabled(second)
+    assert m.f() == 2
+    disabled(first)
+    assert m.f() == 1
+
+
+def test_again_and_again(package):
+    package.have({M: OLD})
+    m = package.load()
+    before = namespace(m)
+    archive = package.archive({M: NEW + "\n    def new(): return cached()\n"})
+    for _ in range(5):
+        patch = fit.bind(archive)
+        enabled(patch)
+        assert m.new() == "new"
+        disabled(patch)
+        assert namespace(m) == before
+        assert m.cached() == "old"

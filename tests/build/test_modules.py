@@ -1,0 +1,202 @@
+"""Changes of a module's statements: what may be added, what may change, what cannot."""
+
+import pytest
+from tests.build.kit import refusals, report, said
+
+
+@pytest.mark.parametrize(
+    ("new", "added"),
+    [
+        ("import os", ["os"]),
+        ("import os.path", ["os"]),
+        ("import os.path as p", ["p"]),
+        ("from os import path, sep as s", ["path", "s"]),
+        ("from . import sibling", ["sibling"]),
+        ("LIMIT = 10", ["LIMIT"]),
+        ("LIMIT: int = 10", ["LIMIT"]),
+        ("A, B = 1, 2", ["A", "B"]),
+        ("A = B = 1", ["A", "B"]),
+        ("logger = logging.getLogger(__name__)", ["logger"]),
+        ("def f(): pass", ["f"]),
+        ("class C(Base): x = 1", ["C"]),
+        ("try:\n    import fast\nexcept ImportError:\n    fast = None", ["fast"]),
+        ("if sys.platform == 'x':\n    A = 1\nelse:\n    A = 2", ["A"]),
+        ("if x:\n    def f(): pass", ["f"]),
+        ("table = {}\ntable.update(a=1)\ntable['b'] = 2", ["table", "table.update(a=1)", "table['b'] = 2"]),
+    ],
+)
+def test_added(new, added):
+    assert said("import sys", "import sys\n" + new) == {"added": added}
+
+
+def test_added_next_to_others():
+    assert said(
+        "from a import b\nif x:\n    def f(): pass", "from a import b, c\nif x:\n    D = 1\n    def f(): pass"
+    ) == {"added": ["c", "D"]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("import a\nimport b", "import b\nimport a"),
+        ("import a, b", "import a\nimport b"),
+        ("from a import b, c", "from a import (\n    c,\n    b,\n)"),
+        ("x = 'a'", 'x = "a"'),
+        ("x = 1\ny = 2", "y = 2\nx = 1"),
+        ("x = 1", "x = 1\n'a string'\n..."),
+        ("def f(): pass", "if not TYPE_CHECKING:\n    def f(): pass"),
+    ],
+)
+def test_no_difference(old, new):
+    assert said(old, new) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("import a", ""),
+        ("x = 1", ""),
+        ("x: int", "x: str"),
+        ("", "if TYPE_CHECKING:\n    import a"),
+        ("if typing.TYPE_CHECKING:\n    import a", "if typing.TYPE_CHECKING:\n    import b"),
+        ("", "if __name__ == '__main__':\n    main()"),
+        ("__all__ = ['a']", "__all__ = ['a', 'b']"),
+        ("__all__ = ['a']", "__all__ = ['a']\n__all__ += ['b']\n__all__.extend(c)"),
+        ("", "from __future__ import annotations"),
+        ("from __future__ import annotations", ""),
+        ("from typing import List\ndef f(x: List): pass", "from a import List\ndef f(x: List): pass"),
+    ],
+)
+def test_noted(old, new):
+    found = report(old, new)
+    assert found.changes == found.notes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("x = 1\ndef f(): return x", "x = 2\ndef f(): return x", "read by f (pkg/m.py:2)"),
+        ("x = 1\ny = x", "x = 2\ny = x", "read by the module itself"),
+        ("x = 1\nz = '%(x)s' % locals()", "x = 2\nz = '%(x)s' % locals()", "read by the module itself"),
+        ("x = 1\ndef f(): return globals()", "x = 2\ndef f(): return globals()", "read by f"),
+        ("x = f()", "x = g()", "its value changed"),
+        ("", "f()", "`f()` is run once, when the module is imported"),
+        ("f()", "", "`f()` is gone, but what it did remains"),
+        ("", "a.b = 1", "`a.b = 1` is run once"),
+        ("x = []", "x = []\nx.append(1)", "is run once"),
+        ("", "del x", "is run once"),
+        ("", "from a import *", "may bind any name"),
+        ("", "for x in y: pass", "is run once"),
+        ("", "import sys\nif sys.x: raise ImportError", "is run once"),
+        ("", "from __future__ import division", "division came or went"),
+        ("x = 1\nx = 2", "x = 2\nx = 1", "in another order"),
+        ("x = 1\nx = 2", "x = 2", "one of several statements"),
+        ("x = 1\ndef f(): pass", "def x(): pass\ndef f(): pass", "bound already"),
+        ("import x\nx.f()", "x = 1\nx.f()", "its value changed"),
+        ("def f(): return len(x)", "def f(): return len(x)\ndef len(x): return 1", "uses this name already"),
+        ("def f(): return open(x)", "from a import open\ndef f(): return open(x)", "uses this name already"),
+        ("from a import len\ndef f(): return len(x)", "def f(): return len(x)", "means another one"),
+        ("def len(): pass\ndef f(): return len(x)", "def f(): return len(x)", "means another one"),
+        (
+            "try:\n    import a\n    def f(): pass\nfinally: pass",
+            "try:\n    import a\n    B = 1\n    def f(): pass\nfinally: pass",
+            "it is new inside",
+        ),
+    ],
+)
+def test_refused(old, new, reason):
+    found = refusals(old, new)
+    assert found
+    assert reason in found[0]
+
+
+def test_an_import_from_elsewhere_is_left_to_the_loader():
+    old = "try:\n    import a\nexcept ImportError:\n    a = None\ndef f(): return a"
+    found = report(old, old.replace("ImportError", "ModuleNotFoundError"))
+    assert [(c.kind, c.name) for c in found.added] == [("import", "a")]
+    assert "must be the same object" in found.added[0].reason
+
+
+def test_an_import_of_something_that_moved_is_refused():
+    old = {"p/__init__.py": "", "p/a.py": "def f(): pass", "p/b.py": "", "p/m.py": "from .a import f\nf()"}
+    new = {"p/__init__.py": "", "p/a.py": "", "p/b.py": "def f(): pass", "p/m.py": "from .b import f\nf()"}
+    assert "p/m.py:1: import f: it moved to p.b" in refusals(old, new)
+    new = {"p/__init__.py": "", "p/a.py": "def f(): pass", "p/m.py": "from .c import f\nf()", "p/c.py": "f = 1"}
+    assert "imported from p.c, which is new" in " ".join(refusals(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("__version__ = '1'", "__version__ = '2'"),
+        ("__version__ = version = '1'", "__version__ = version = '2'"),
+        ("VERSION = (1, 0)\ndef f(): return VERSION", "VERSION = (1, 1)\ndef f(): return VERSION"),
+        ("unused = {'a': 1}", "unused = frozenset({'b': 2})"),
+        (
+            "R = t.Union[str, int]\ndef f(x: R): return t.cast(R, x)",
+            "R = t.Union[str]\ndef f(x: R): return t.cast(R, x)",
+        ),
+        ("x: int = 1", "x: int = 2"),
+    ],
+)
+def test_at_completion(old, new):
+    found = report(old, new)
+    assert found.changes == found.at_completion
+
+
+def test_importers_of_a_version_follow():
+    old = {
+        "p/__init__.py": "from .version import __version__ as v",
+        "p/version.py": "__version__ = '1'",
+        "p/use.py": "from . import v\nfrom .version import __version__\ndef f(): return __version__, v",
+    }
+    found = report(old, old | {"p/version.py": "__version__ = '2'"})
+    assert [(c.module, c.name, c.entry.origin) for c in found.at_completion] == [
+        ("p", "v", "p.version:__version__"),
+        ("p.use", "v", "p.version:__version__"),
+        ("p.use", "__version__", "p.version:__version__"),
+        ("p.version", "__version__", ""),
+    ]
+    assert "read by f (p/use.py:3)" in found.at_completion[3].reason
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "from .m import x\ndef f(): return x",
+        "from . import m\ndef f(): return m.x",
+        "import pkg.m as other\ndef f(): return other.x",
+        "import pkg.m\ny = pkg.m.x",
+        "def f():\n    from .m import x",
+        "from .m import *\ny = x",
+        "from . import m\ny = getattr(m, 'x')",
+        "class C:\n    from .m import x",
+    ],
+)
+def test_readers_in_other_modules(reader):
+    tree = {"pkg/m.py": "x = 1", "pkg/n.py": reader}
+    (refusal,) = refusals(tree, tree | {"pkg/m.py": "x = 2"})
+    assert "pkg/n.py" in refusal
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "def f(x): return x",
+        "def f():\n    x = 1\n    return x",
+        "def f(y: x) -> x: pass",
+        "if TYPE_CHECKING:\n    from .m import x\n    y = x",
+        "__all__ = ['x']",
+        "from .m import x",
+        "self.x",
+    ],
+)
+def test_what_reads_nothing(other):
+    tree = {"pkg/m.py": "x = 1", "pkg/n.py": other}
+    assert not refusals(tree, tree | {"pkg/m.py": "x = 2"})
+
+
+def test_import_star_does_not_pass_on_new_names():
+    tree = {"pkg/__init__.py": "from .m import *", "pkg/m.py": "def f(): pass"}
+    found = report(tree, tree | {"pkg/m.py": "def f(): pass\ndef g(): pass\ndef _h(): pass"})
+    assert [c.reason for c in found.notes] == ["new names, which `import *` in pkg/__init__.py does not pass on: g"]
