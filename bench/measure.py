@@ -61,10 +61,15 @@ def in_turns(sides: Sequence[Callable[[int], float]], *, count: int, rounds: int
 
 
 def ratio(rounds: Sequence[Round], a: int, b: int) -> float:
-    """The median of side a over side b."""
+    """Side a over side b: the median, since both met the same disturbances."""
     return statistics.median(times[a] / times[b] for times in rounds)
 
 
 def difference(rounds: Sequence[Round], a: int, b: int) -> float:
-    """The median of side a minus side b."""
-    return statistics.median(times[a] - times[b] for times in rounds)
+    """Side a minus side b."""
+    return _undisturbed(rounds, a) - _undisturbed(rounds, b)
+
+
+def _undisturbed(rounds: Sequence[Round], side: int) -> float:
+    """What a call takes when nobody else has the processor: the time below which a tenth of the rounds were."""
+    return statistics.quantiles((times[side] for times in rounds), n=10)[0]

@@ -5,6 +5,7 @@ usage: .venv/bin/python scripts/picture.py
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import sys
@@ -30,7 +31,7 @@ if pty.spawn([str(Path(sys.executable).parent / "livepatch"), "demo"], read) != 
 # A line that was drawn anew (a progress bar) ends as its last state.
 text = printed.decode().replace("\r\n", "\n").replace(str(Path.home()), "~")
 lines = [line.rpartition("\r")[2] for line in text.split("\n")]
-console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)
+console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
 console.print(Text.from_ansi("\n".join(lines)))
 target = Path(__file__).parent.parent / "docs" / "demo.svg"
 console.save_svg(str(target), title="./run demo")

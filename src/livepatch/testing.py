@@ -24,7 +24,7 @@ from .core import registry
 from .core.model import TaskStatus
 from .core.registry import tick
 from .core.stacks import Footprint
-from .core.transition import UNPATCHED, Transition, View, switch_lock
+from .core.transition import PATCHED, UNPATCHED, Transition, View, switch_lock
 
 __all__ = ["FakeKind", "FakeSuspended", "FakeTask", "fake_code", "fake_footprint", "finish", "manual_rounds", "tick"]
 
@@ -183,6 +183,8 @@ def fake_footprint(
         made = Footprint()
         for name in names[state - UNPATCHED]:
             made.forbid(fake_code(name))
+        for name in names[PATCHED - state]:
+            made.expect(fake_code(name))
         for name, versions in (trampolines or {}).items():
             made.add_trampoline(fake_code(name), [fake_code(version) for version in versions])
         return made

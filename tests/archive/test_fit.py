@@ -2,9 +2,11 @@
 
 import errno
 import importlib
+import importlib.machinery
 import inspect
 import sys
 import traceback
+import types
 
 import pytest
 from tests.core.kit import take_out
@@ -126,7 +128,8 @@ def test_new_things(package):
                 "        class Inner:\n            def m(self): return 'inner'\n"
                 "        def __private",
             )
-            + "\n    PATTERN = re.compile('x')\n    class D(C):\n        limit = 2\n    def more(): return p.sep, C.Inner().m()\n"
+            + "\n    PATTERN = re.compile('x')\n    class D(C):\n        limit = 2\n"
+            + "    def more(): return p.sep, C.Inner().m()\n"
             + "    LIST = []\n    LIST.append(more)\n"
         }
     )
@@ -247,6 +250,15 @@ def test_constants_change_at_completion_and_importers_follow(package):
     assert (v.__version__, v.version, sys.modules["lp_pkg"].__version__, m.f()) == ("2", (2, 0), "2", ("2", 1))
     disabled(patch)
     assert (v.__version__, v.version, sys.modules["lp_pkg"].__version__, m.f()) == ("1", (1, 0), "1", "1")
+
+
+def test_a_name_that_was_bound_anew_after_its_import_does_not_follow(package):
+    package.have({"lp_pkg/v.py": "__version__ = '1'", M: "from .v import __version__\n__version__ = [__version__]"})
+    m = package.load()
+    patch = package.bind({"lp_pkg/v.py": "__version__ = '2'"})
+    enabled(patch)
+    assert m.__version__ == ["1"]
+    disabled(patch)
 
 
 def test_nested_functions_of_existing_closures(package):
@@ -527,3 +539,50 @@ def test_again_and_again(package):
         disabled(patch)
         assert namespace(m) == before
         assert m.cached() == "old"
+
+
+def test_a_function_that_was_patched_between_binding_and_enabling(package):
+    package.have({M: "def f(): return 1"})
+    m = package.load()
+    first, second = package.bind({M: "def f(): return 2"}, "first"), package.bind({M: "def f(): return 3"}, "second")
+    enabled(first)
+    assert "not the one that the patch was built for" in refusal(lp.enable_patch, second)
+    disabled(first)
+    enabled(second)
+    assert m.f() == 3
+    disabled(second)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "spec"),
+    [(M, "lp_pkg.m", "lp_pkg.m"), ("lp_script.py", "lp_script", None), ("lp_pkg/__main__.py", "x", "lp_pkg.__main__")],
+)
+def test_the_main_program(package, monkeypatch, path, name, spec):
+    source = "class C:\n    def m(self): return 1\n__version__ = '1'\n"
+    package.have({path: source})
+    main = types.ModuleType("__main__")
+    main.__file__ = str(package.old / path)
+    main.__spec__ = spec and importlib.machinery.ModuleSpec(spec, None)
+    exec(compile(source, main.__file__, "exec"), main.__dict__)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    new = "class C:\n    def m(self): return self.n()\n    def n(self): return 2\n__version__ = '2'\n"
+    patch = package.bind({path: new})
+    enabled(patch)
+    assert (main.C().m(), main.__version__) == (2, "2")
+    assert "__main__" in [obj["name"] for obj in lp.patches()[0].objects]
+    disabled(patch)
+    assert (main.C().m(), main.__version__) == (1, "1")
+
+
+def test_a_module_that_is_there_twice(package, monkeypatch):
+    package.have({M: "def f(): return 1"})
+    m = package.load()
+    main = types.ModuleType("__main__")
+    main.__spec__ = m.__spec__
+    exec(compile("def f(): return 1", m.__file__, "exec"), main.__dict__)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    patch = package.bind({M: "def f(): return 2"})
+    enabled(patch)
+    assert (m.f(), main.f()) == (2, 2)
+    disabled(patch)
+    assert (m.f(), main.f()) == (1, 1)

@@ -34,7 +34,7 @@ def test_hunks(context):
 
 
 @pytest.mark.parametrize(
-    "prefixes", [("a/", "b/"), ("", ""), ("old-1.0/", "new-1.0/"), ("/home/me/old/", "/home/me/new/")]
+    "prefixes", [("a/", "b/"), ("", ""), ("old-1.0/", "new-1.0/"), ("somewhere/else/old/", "somewhere/else/new/")]
 )
 def test_leading_folders_are_taken_off_as_needed(prefixes):
     assert applied(unified(OLD, NEW, prefixes=prefixes)) == {"p/m.py": NEW}

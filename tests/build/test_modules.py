@@ -57,6 +57,7 @@ def test_no_difference(old, new):
         ("import a", ""),
         ("x = 1", ""),
         ("x: int", "x: str"),
+        ("import os, os.path", "import os"),
         ("", "if TYPE_CHECKING:\n    import a"),
         ("if typing.TYPE_CHECKING:\n    import a", "if typing.TYPE_CHECKING:\n    import b"),
         ("", "if __name__ == '__main__':\n    main()"),

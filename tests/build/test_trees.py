@@ -104,6 +104,16 @@ def test_what_is_not_python_is_refused_if_it_changed():
     assert refusals({"p/m.py": "x = 1"}, {"p/m.py": "x = '\0'"})
 
 
+def test_what_is_nested_too_deeply_is_refused():
+    for depth in (1_500, 20_000):
+        deep = "x = " + "+".join(["a"] * depth)
+        (refusal,) = refusals(f"def f():\n    {deep}", f"def f():\n    {deep} + 1")
+        assert "nested too deeply" in refusal or "cannot compile" in refusal
+    deep = "x = " + "+".join(["a"] * 700)
+    tree = {"p/m.py": "a = 1", "p/n.py": deep}
+    assert "p/n.py, perhaps" in refusals(tree, tree | {"p/m.py": "a = 2"})[0]
+
+
 def test_a_difference_that_no_rule_claims_is_refused(monkeypatch):
     from livepatch.build import findings
 

@@ -1,4 +1,4 @@
-"""What the tests of the core share: modules to patch, patches for them, threads that obey, and places to hold them at."""
+"""What the tests of the core share: modules to patch, patches for them, threads that obey, places to hold them at."""
 
 import queue
 import sys

@@ -261,7 +261,7 @@ def test_no_call_is_torn(fire):
     target, hammer = fire
     done = hammer(target, transitions, 500)
     assert done >= 500
-    assert target.seen["old"] and target.seen["new"], "both versions have been met"
+    assert min(target.seen.values()), "both versions have been met"
     assert target.torn == 0, f"{target.torn} of {target.calls} calls met both versions"
 
 

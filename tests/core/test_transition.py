@@ -47,7 +47,7 @@ class Play:
         self.kind.running = task
         task.stack.pop()
         if token is not None:
-            self.transition.leave(token, counted, FakeTask("caller", *task.stack[:-1]).frame())
+            self.transition.leave(token, counted, True, FakeTask("caller", *task.stack[:-1]).frame())
         task.stack.pop()
 
     def suspend(self, task, name):
@@ -147,7 +147,7 @@ def test_calls_under_way_hold_a_task_whose_stack_does_not_show_them():
     play.kind.running = task
     _, token = play.transition.choose(True, None)
     assert not play.complete()
-    play.transition.leave(token, True, task.frame())
+    play.transition.leave(token, True, True, task.frame())
     assert play.transition.moved == {"stack check": 0, "exit": 1, "idle": 0, "force": 0}
     assert play.complete()
 
@@ -324,6 +324,25 @@ def test_calls_from_inside_a_stray_stay_in_its_world():
     del made
 
 
+def test_calls_from_inside_of_what_runs_ahead_are_of_its_world():
+    """A generator of the new version that a task which has not moved resumes, and one of the old inside of that."""
+    task, stuck = FakeTask("t", "main"), FakeTask("stuck", "main", "f old")
+    play = Play(task, stuck).start()
+    assert not play.complete()
+    ahead = play.suspend(task, "gen new")
+    stuck.stack += ["gen new"]
+    assert play.enter(stuck, "g") is None
+    assert stuck.stack[-1] == "g new"
+    assert not play.transition.calls
+    stuck.stack[2:] = ["gen new", "helper", "gen old"]
+    play.enter(stuck, "g")
+    assert stuck.stack[-1] == "g old", "the innermost one decides"
+    stuck.stack[2:] = []
+    play.enter(stuck, "g")
+    assert stuck.stack[-1] == "g old"
+    del ahead
+
+
 def test_the_exit_of_a_generator_in_another_task_moves_nobody_on_the_wrong_stack():
     """Begun by t, which is in f (entered before the transition), exhausted by `other`: whose stack is clean."""
     task, other = FakeTask("t", "main", "f old", visible=False), FakeTask("other", "main", visible=False)
@@ -333,7 +352,7 @@ def test_the_exit_of_a_generator_in_another_task_moves_nobody_on_the_wrong_stack
     made = play.suspend(task, "gen old")
     play.kind.running = other
     made.gi_frame = None
-    play.transition.leave(token, False, other.frame())
+    play.transition.leave(token, False, True, other.frame())
     assert play.state(task) == UNPATCHED
     play.enter(task, "g")
     assert task.stack[-1] == "g old"

@@ -61,11 +61,15 @@ class Additions:
                         ) from error
 
     def verify(self, module: ModuleType) -> None:
-        """Raise LivepatchError (EINVAL) if a class is not there, or the name of a function or class is taken."""
+        """Raise LivepatchError (EINVAL) if a class is not there or a name is taken.
+
+        What imports bind may be there already; that shows only when they are run.
+        """
         for piece in self._pieces:
             place, node = owner(piece, module), piece.statement
-            if place is not None and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                self._check_free(place, node.name)
+            if place is not None and not isinstance(node, ast.Import | ast.ImportFrom | ast.If | ast.Try):
+                for name in _bound(node):
+                    self._check_free(place, name)
         for removed in self._removed:
             path, _, name = removed.name.rpartition(".")
             cls = live_class(module, path)
@@ -161,6 +165,10 @@ def _is_for(added: AddedEntry, node: ast.AST) -> bool:
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement binds where it stands."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+        return
     for inner in ast.walk(node):
         if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield inner.name

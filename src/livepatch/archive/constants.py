@@ -27,6 +27,7 @@ class Constants:
         self._source = source
         self._entries = entry.at_completion
         self._values: dict[str, Any] = {}
+        self._followers: list[ConstantEntry] = []
         self._replaced: list[tuple[ModuleType, str, Any, Any]] = []
         for constant in entry.at_completion:
             if not constant.origin and self._piece(constant) is None:
@@ -44,20 +45,23 @@ class Constants:
     def evaluate(self, module: ModuleType) -> None:
         """Compute the new values. Raises what that raises."""
         self._values = {}
+        self._followers = []
         self._replaced = []
         for constant in self._entries:
-            if constant.name not in self._values and (piece := self._piece(constant)) is not None:
+            if constant.origin:
+                have = vars(module).get(constant.name, _ABSENT)
+                if have is not _ABSENT and have is _value(constant.origin):
+                    self._followers.append(constant)
+            elif constant.name not in self._values and (piece := self._piece(constant)) is not None:
                 self._values |= run(self._source, piece, module)
 
     def set(self, module: ModuleType) -> None:
         """Set the new values; those that follow another module take what that has now."""
         if self._replaced:
             return  # a disabling was reversed
+        values = self._values | {constant.name: _value(constant.origin) for constant in self._followers}
         for constant in self._entries:
-            value = self._values.get(constant.name, _ABSENT)
-            if constant.origin:
-                origin, _, name = constant.origin.partition(":")
-                value = vars(sys.modules[origin]).get(name, _ABSENT) if origin in sys.modules else _ABSENT
+            value = values.get(constant.name, _ABSENT)
             old = vars(module).get(constant.name, _ABSENT)
             if value is not _ABSENT and old is not _ABSENT:
                 vars(module)[constant.name] = value
@@ -69,3 +73,9 @@ class Constants:
             module, name, old, value = self._replaced.pop()
             if vars(module).get(name) is value:
                 vars(module)[name] = old
+
+
+def _value(path: str) -> Any:
+    """What the name `module:name` means in this process now."""
+    module, _, name = path.partition(":")
+    return vars(sys.modules[module]).get(name, _ABSENT) if module in sys.modules else _ABSENT

@@ -15,6 +15,8 @@ from __future__ import annotations
 import builtins
 import errno
 import linecache
+import os
+import sys
 import warnings
 from types import CodeType, FunctionType, ModuleType
 
@@ -38,8 +40,9 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
     manifest = archive.manifest
     added: set[tuple[int, str]] = set()  # by all of them together
     modules = [_Module(manifest.name, entry, archive, added) for entry in manifest.objects]
+    modules += [_Module(manifest.name, e, archive, added, main=True) for e in manifest.objects if _is_main(e)]
     if not any(module.live() for module in modules):
-        names = ", ".join(module.name for module in modules)
+        names = ", ".join(entry.module for entry in manifest.objects)
         raise LivepatchError(errno.ENOENT, f"None of the modules that the patch changes is imported here: {names}.")
     if not dry:
         _import_for(modules)
@@ -56,6 +59,18 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
         version=manifest.version,
         description=manifest.description,
     )
+
+
+def _is_main(entry: ObjectEntry) -> bool:
+    """Whether a module is the main program: run with `-m`, or as a script of that name.
+
+    It can be imported under its own name as well, and then is there twice.
+    """
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return bool(spec.name == entry.module)
+    return os.path.basename(getattr(main, "__file__", None) or "") == entry.path
 
 
 def _import_for(modules: list[_Module]) -> None:
@@ -83,8 +98,9 @@ class _Function:
 class _Module:
     """What the patch does to one module: its object, and the callbacks of that."""
 
-    def __init__(self, patch: str, entry: ObjectEntry, archive: Archive, added: set[tuple[int, str]]) -> None:
-        self.entry = entry
+    def __init__(
+        self, patch: str, entry: ObjectEntry, archive: Archive, added: set[tuple[int, str]], *, main: bool = False
+    ) -> None:
         self.name = entry.module
         self.text = archive.new[entry.path]
         self.old = _compiled(archive.old[entry.path], f"old/{entry.path}")
@@ -97,7 +113,8 @@ class _Module:
         self.additions = Additions(entry, self.new, added)
         self.constants = Constants(entry, self.new)
         callbacks = Callbacks(pre_patch=self._pre_patch, post_patch=self._post_patch, post_unpatch=self._post_unpatch)
-        self.object = Object(entry.module, [function.func for function in self.functions], callbacks=callbacks)
+        funcs = [function.func for function in self.functions]
+        self.object = Object(None if main else entry.module, funcs, callbacks=callbacks)
 
     def _find(self, found: list[Definition], name: str, sympos: int) -> Definition:
         same_name = [definition for definition in found if definition.name == name]
@@ -108,37 +125,46 @@ class _Module:
 
     def live(self) -> ModuleType | None:
         """The module, if it is imported."""
-        return loaded_module(self.name)
+        return loaded_module(self.object.name)
 
     def verify(self, module: ModuleType, tables: Tables) -> None:
-        """Raise LivepatchError (EINVAL) unless the live module is what the patch was built for."""
+        """Raise LivepatchError (EINVAL) unless the live module is what the patch was built for.
+
+        A function that is defined under a condition, and was not, is left out of the patch.
+        """
         for function in list(self.functions):
             entry = function.entry
             if entry.conditional and not _is_defined(tables, module, entry):
                 self.functions.remove(function)
                 self.object.funcs.remove(function.func)
                 continue
-            live = front_code(tables.find(module, entry.name, entry.sympos, self.name).code)
-            if not codes.same(live, function.old.code):
-                sentence = f"The live '{entry.name}' in '{self.name}' is not the one that the patch was built for."
-                raise LivepatchError(errno.EINVAL, sentence)
+            self._compare(function, tables.find(module, entry.name, entry.sympos, self.name).code)
         self.additions.verify(module)
+
+    def _compare(self, function: _Function, original: CodeType) -> None:
+        """The proof: what is in force now is what the old source compiles to."""
+        if not codes.same(front_code(original), function.old.code):
+            name = function.entry.name
+            sentence = f"The live '{name}' in '{self.name}' is not the one that the patch was built for."
+            raise LivepatchError(errno.EINVAL, sentence)
 
     def _pre_patch(self, obj: Object) -> None:
         module = obj.module
         assert module is not None
-        if obj.module_state == "COMING":
-            self.verify(module, Tables([module]))
         try:
+            for function in self.functions:  # again: the module may be new, or patched meanwhile by somebody else
+                assert function.func.old_code is not None
+                self._compare(function, function.func.old_code)
+            self.additions.verify(module)
             self.additions.make(module)
             self._check_names(module)
             self.constants.evaluate(module)
             self._set_attributes(module)
-        except LivepatchError:
+        except BaseException as error:
             self.additions.take_back()
-            raise
-        except Exception as error:  # what the new source does at module level is its own affair
-            self.additions.take_back()
+            if isinstance(error, LivepatchError) or not isinstance(error, Exception):
+                raise
+            # What the new source does at module level is its own affair.
             sentence = f"A new statement for '{self.name}' failed: {error!r}."
             raise LivepatchError(errno.EINVAL, sentence) from error
         lines = self.text.decode(errors="replace").splitlines(keepends=True)
@@ -194,7 +220,8 @@ def _compiled(content: bytes, file: str) -> NewSource:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return NewSource(content, file)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 0
-        sentence = f"This Python cannot compile {file}, line {line}: {error.args[0]}."
+        reason = error.args[0] if error.args else type(error).__name__
+        sentence = f"This Python cannot compile {file}, line {line}: {reason}."
         raise LivepatchError(errno.EINVAL, sentence) from None

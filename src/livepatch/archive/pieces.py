@@ -27,17 +27,9 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 _FUTURES = 0x1FF0000  # what `from __future__ import ...` leaves in co_flags
 #: What the compiler makes a class body or an annotated statement bind, besides what is written there.
-_BY_COMPILER = {
-    *(
-        "__module__",
-        "__qualname__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__classcell__",
-        "__classdictcell__",
-    ),
-    *("__annotations__", "__annotate__", "__annotate_func__", "__conditional_annotations__"),
-}
+_BY_COMPILER = {"__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__classcell__"}
+_BY_COMPILER |= {"__classdictcell__", "__annotations__", "__annotate__", "__annotate_func__"}
+_BY_COMPILER |= {"__conditional_annotations__"}
 
 
 class NewSource:
@@ -172,13 +164,8 @@ def run(source: NewSource, piece: Piece, module: ModuleType, known: dict[str, An
     for cls in reversed(piece.classes):
         shell: dict[str, Any] = {name: [] for name in ("bases", "keywords", "decorator_list", "type_params")}
         statement = like(cls, body=[statement], **{k: v for k, v in shell.items() if k in cls._fields})
-    code: CodeType = compile(
-        ast.Module([statement], []),
-        source.file,
-        "exec",
-        flags=source.code.co_flags & _FUTURES,
-        dont_inherit=True,
-    )
+    flags = source.code.co_flags & _FUTURES
+    code: CodeType = compile(ast.Module([statement], []), source.file, "exec", flags=flags, dont_inherit=True)
     namespace: dict[str, Any] = {}
     if isinstance(place, type):
         code = _body_of(code, piece.path)

@@ -57,8 +57,9 @@ def _brought_in(found: Findings) -> Iterator[tuple[str, syntax.FunctionNode]]:
     for _, new in found.functions:
         yield new.definition.name, new.node
     for name, statement in found.added:
-        if isinstance(statement.node, syntax.FunctionNode):
-            yield name, statement.node
+        for node in ast.walk(statement.node):
+            if isinstance(node, syntax.FunctionNode):
+                yield name if node is statement.node else f"{name}.{node.name}", node
 
 
 def _known(cls: ast.ClassDef) -> set[str]:

@@ -16,7 +16,7 @@ from livepatch.build.findings import RESTART, Findings
 from livepatch.build.modules import compare_modules
 from livepatch.build.report import NOTED, REFUSED, Change, Report
 from livepatch.build.sources import Files, Tree, module_name
-from livepatch.build.world import World
+from livepatch.build.world import NOT_PYTHON, World
 
 
 def compare(old: Files, new: Files) -> Report:
@@ -43,17 +43,23 @@ def compare(old: Files, new: Files) -> Report:
 
 
 def _compare_module(world: World, path: str, changes: list[Change]) -> Findings | None:
+    reason, line, hint = "", 0, "build with the Python that runs the process"
     try:
-        found = Findings(world.source(path, new=False), world.source(path, new=True), world)
-        compare_modules(found)
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 0
-        reason = f"this Python cannot compile it: {error.args[0]}"
-        hint = "build with the Python that runs the process"
-        changes.append(Change(REFUSED, module_name(path), "", path, line, "module", reason, hint))
-        return None
-    _check_complete(found)
-    return found
+        old, new = world.source(path, new=False), world.source(path, new=True)
+        old.code, new.code  # noqa: B018 - what is parsed can still fail to compile
+    except NOT_PYTHON as error:
+        what = error.args[0] if error.args else type(error).__name__
+        reason, line = f"this Python cannot compile it: {what}", getattr(error, "lineno", None) or 0
+    else:
+        found = Findings(old, new, world)
+        try:
+            compare_modules(found)
+            _check_complete(found)
+            return found
+        except RecursionError:
+            reason, hint = "it is nested too deeply to be compared", RESTART.format(module_name(path))
+    changes.append(Change(REFUSED, module_name(path), "", path, line, "module", reason, hint))
+    return None
 
 
 def _check_complete(found: Findings) -> None:

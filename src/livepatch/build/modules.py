@@ -14,7 +14,7 @@ from livepatch.build.findings import Findings
 from livepatch.build.report import AT_COMPLETION, Change
 from livepatch.build.scopes import Scope
 from livepatch.build.syntax import Statement
-from livepatch.build.world import Readers
+from livepatch.build.world import NOT_PYTHON, Readers
 
 #: Names that describe a release; what code makes of them (a user agent) does not have to be consistent.
 _RELEASE_NAMES = re.compile(
@@ -179,7 +179,11 @@ class ModuleRules:
         path = world.old.path_of(origin)
         if path is None:
             return f"it is imported from {origin}, which is new"
-        return None if name in world.source(path, new=False).bound else f"it moved to {origin}"
+        try:
+            bound = world.source(path, new=False).bound
+        except NOT_PYTHON:
+            bound = set()
+        return None if name in bound else f"it moved to {origin}"
 
     def _constant(self, statement: Statement, names: frozenset[str], readers: list[Readers]) -> None:
         places = [place for reader in readers for place in reader.places]
@@ -200,19 +204,9 @@ class ModuleRules:
         found.say(AT_COMPLETION, name, line, "constant", reason, entry=ConstantEntry(name, line))
         for source, alias, import_line in reader.importers:
             entry = ConstantEntry(alias, import_line, f"{found.new.module}:{name}")
-            reason = f"imported from {found.new.module}, and follows it"
-            change = Change(
-                AT_COMPLETION,
-                source.module,
-                alias,
-                source.path,
-                import_line,
-                "constant",
-                reason,
-                "",
-                entry,
-                frozenset({entry.origin}),
-            )
+            reason, needs = f"imported from {found.new.module}, and follows it", frozenset({entry.origin})
+            place = source.module, alias, source.path, import_line
+            change = Change(AT_COMPLETION, *place, "constant", reason, entry=entry, needs=needs)
             if change not in found.changes:
                 found.changes.append(change)
 
@@ -235,7 +229,11 @@ class ModuleRules:
         else:
             for name in sorted(names - self.settled):
                 kind = "import" if statement.alias else "name"
-                if name in self.scope.new_binders:
+                if _is_plain_import(statement) and all(
+                    map(_is_plain_import, self.scope.new_binders.get(name, [statement]))
+                ):
+                    self.found.note(name, statement.line, kind, "gone; what it imported stays imported")
+                elif name in self.scope.new_binders:
                     self.found.refuse(name, statement.line, kind, "one of several statements that bind it is gone")
                 elif name in self.found.new.global_reads:
                     self.found.refuse(name, statement.line, kind, "gone, and new code that names it means another one")
@@ -254,6 +252,11 @@ def _is_import(node: ast.stmt) -> bool:
     if isinstance(node, ast.Assign):
         return isinstance(node.value, ast.Constant | ast.Attribute)
     return isinstance(node, ast.If | ast.Try) and all(_is_import(inner) for inner in syntax.nested_statements(node))
+
+
+def _is_plain_import(statement: Statement) -> bool:
+    """Whether it is `import a.b`, which binds the same as `import a`."""
+    return isinstance(statement.node, ast.Import) and statement.alias is not None and not statement.alias.asname
 
 
 def _only_exports(statement: Statement) -> bool:

@@ -1,81 +1,108 @@
-"""Who uses a name of a module, inside the module and in others.
+"""Which names a module reads, calls and imports, and where: an index of its source.
 
-Annotations do not count, nor blocks that importing a module does not run. Where it cannot be told, the answer is yes: a
-module that calls `globals()` may read any of its names.
+Annotations do not count, nor blocks that importing a module does not run. Where it cannot be told, the answer is
+yes: a module that calls `globals()` may read any of its names.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from livepatch.build import syntax
 
 #: What reads the names of a module without naming them.
 _BY_ANY_NAME = {"locals", "globals", "vars"}
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-class Uses(ast.NodeVisitor):
-    """The uses of `name`, a name of the module `module`, in the source of one module.
+@dataclass(frozen=True)
+class Use:
+    """A place where a value is read. `text` is "C.method (path:line)"; `called`: while the module is imported."""
 
-    `places` are where its value is read, as "C.method (path:line)"; `calls` those that call it while the module is
-    imported; `imports` the (alias, line) of imports at the top level that give it a name there. `path` and
-    `importer` say which module is looked at.
-    """
+    text: str
+    called: bool
 
-    def __init__(self, tree: ast.Module, path: str, importer: str, module: str, name: str) -> None:
-        self.places: list[str] = []
-        self.calls: list[str] = []
-        self.imports: list[tuple[str, int]] = []
-        self._path = path
-        self._importer = importer
+
+@dataclass(frozen=True)
+class Import:
+    """`from origin import name as alias`; `inside` if it is in a function or class."""
+
+    origin: str
+    name: str
+    alias: str
+    line: int
+    inside: str
+
+
+class Index(ast.NodeVisitor):
+    """All uses of names in the source of one module."""
+
+    def __init__(self, tree: ast.Module, module: str, path: str) -> None:
+        self.imports: list[Import] = []
         self._module = module
-        self._name = name
-        self._own = importer == module
-        self._modules = {module.rpartition(".")[2]}  # names by which the module goes here
+        self._path = path
+        self._names: dict[str, list[Use]] = {}
+        self._any_name: list[Use] = []  # that may read any name
+        self._attributes: dict[str, list[tuple[str, Use]]] = {}  # attribute -> (last name before it, use)
+        self._asked_for: dict[str, list[Use]] = {}  # getattr(..., "name")
+        self._modules: dict[str, set[str]] = {}  # module -> names by which it may go here
         self._where: list[str] = []
-        self._shadowed = False  # the name is a local variable here
+        self._local: set[str] = set()  # names that are local variables here
         self._depth = 0  # of functions
+        self._called: ast.expr | None = None  # what is about to be called
         self.visit(tree)
 
-    def _read(self, node: ast.expr | ast.stmt) -> None:
-        where = ".".join(self._where) or "the module itself"
-        self.places.append(f"{where} ({self._path}:{node.lineno})")
+    def uses(self, module: str, name: str) -> Iterator[Use]:
+        """The places where this module reads a name of a module, itself perhaps."""
+        if module == self._module:
+            yield from self._names.get(name, ())
+            yield from self._any_name
+        aliases = self._modules.get(module, set()) | {module.rpartition(".")[2]}
+        for before, use in self._attributes.get(name, ()):
+            if before in aliases:
+                yield use
+        yield from self._asked_for.get(name, ())
+        for imported in self.imports:
+            if imported.inside and imported.origin == module and imported.name in (name, "*"):
+                yield Use(self._text(imported.inside, imported.line), False)
+
+    def _text(self, where: str, line: int) -> str:
+        return f"{where or 'the module itself'} ({self._path}:{line})"
+
+    def _use(self, node: ast.expr) -> Use:
+        called = self._called is node and not self._depth
+        return Use(self._text(".".join(self._where), node.lineno), called)
 
     def visit_Name(self, node: ast.Name) -> None:
-        if self._own and isinstance(node.ctx, ast.Load) and not self._shadowed:
-            by_any_name = node.id in _BY_ANY_NAME and not (self._where and node.id == "locals")
-            if node.id == self._name or by_any_name:
-                self._read(node)
+        if isinstance(node.ctx, ast.Load) and node.id not in self._local:
+            self._names.setdefault(node.id, []).append(self._use(node))
+            if node.id in _BY_ANY_NAME and not (self._depth and node.id == "locals"):
+                self._any_name.append(self._use(node))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if node.attr == self._name and syntax.last_name(node.value) in self._modules:
-            self._read(node)
+        self._attributes.setdefault(node.attr, []).append((syntax.last_name(node.value), self._use(node)))
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if syntax.last_name(node.func) == "getattr" and any(
-            isinstance(argument, ast.Constant) and argument.value == self._name for argument in node.args
-        ):
-            self._read(node)
-        before = len(self.places)
-        self.visit(node.func)
-        self.calls += self.places[before:] if not self._depth else []
-        for argument in [*node.args, *node.keywords]:
-            self.visit(argument)
+        if syntax.last_name(node.func) == "getattr":
+            for argument in node.args:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    self._asked_for.setdefault(argument.value, []).append(self._use(node))
+        self._called = node.func
+        self.generic_visit(node)
 
     def visit_Import(self, node: ast.Import) -> None:
-        self._modules.update(a.asname or a.name.split(".")[0] for a in node.names if a.name == self._module)
+        for alias in node.names:
+            self._modules.setdefault(alias.name, set()).add(alias.asname or alias.name.split(".")[0])
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        origin = syntax.resolve(node, self._importer, self._path)
+        origin = syntax.resolve(node, self._module, self._path)
         for alias in node.names:
-            if f"{origin}.{alias.name}" == self._module:
-                self._modules.add(alias.asname or alias.name)
-            if origin == self._module and alias.name in (self._name, "*"):
-                if self._where:
-                    self._read(node)
-                else:
-                    self.imports.append((alias.asname or self._name, node.lineno))
+            name = alias.asname or alias.name
+            self._modules.setdefault(f"{origin}.{alias.name}", set()).add(name)
+            self.imports.append(Import(origin, alias.name, name, node.lineno, ".".join(self._where)))
 
     def visit_Assign(self, node: ast.Assign) -> None:
         if syntax.last_name(node.targets[0]) != "__all__":
@@ -103,10 +130,9 @@ class Uses(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self._where.append(node.name)
-        before = len(self.places)
         for decorator in node.decorator_list:
+            self._called = decorator
             self.visit(decorator)
-        self.calls += self.places[before:] if not self._depth else []
         self._visit_function(node, node.body)
         self._where.pop()
 
@@ -119,22 +145,26 @@ class Uses(ast.NodeVisitor):
         self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, body: list[ast.stmt] | list[ast.expr]
     ) -> None:
         self.visit(node.args)
-        before = self._shadowed
-        self._shadowed = before or _is_local(node, self._name)
+        before = self._local
+        self._local = before | _locals(node)
         self._depth += 1
         for child in body:
             self.visit(child)
         self._depth -= 1
-        self._shadowed = before
+        self._local = before
 
 
-def _is_local(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, name: str) -> bool:
-    """Whether a name is a local variable of a function."""
-    inside = list(ast.walk(node))
-    if any(isinstance(inner, ast.Global) and name in inner.names for inner in inside):
-        return False
-    return any(
-        (isinstance(inner, ast.Name) and inner.id == name and isinstance(inner.ctx, ast.Store))
-        or (isinstance(inner, ast.arg) and inner.arg == name)
-        for inner in inside
-    )
+def _locals(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
+    """The parameters and local variables of a function."""
+    found = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}
+    not_local: set[str] = set()
+    pending: list[ast.AST] = [function.body] if isinstance(function, ast.Lambda) else list(function.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Global):
+            not_local.update(node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif not isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+            pending += ast.iter_child_nodes(node)
+    return found - not_local

@@ -21,19 +21,8 @@ from livepatch.core.model import LivepatchError
 Files = Mapping[str, bytes]
 
 _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
-_PROJECT_ONLY = {
-    "test",
-    "tests",
-    "testing",
-    "doc",
-    "docs",
-    "example",
-    "examples",
-    "bench",
-    "benchmarks",
-    "tools",
-}
-_PROJECT_ONLY |= {"scripts", "ci", "build", "dist"}
+_PROJECT_ONLY = {"test", "tests", "testing", "doc", "docs", "example", "examples", "bench", "benchmarks"}
+_PROJECT_ONLY |= {"tools", "scripts", "ci", "build", "dist"}
 _PROJECT_SCRIPTS = {"setup.py", "conftest.py", "noxfile.py", "tasks.py"}
 _SKIPPED = re.compile(r"__pycache__|\..*|.*\.(dist|egg)-info|node_modules")
 _COMPONENT = re.compile(r"\w+")
@@ -103,8 +92,7 @@ class Tree:
 
     def mentioning(self, word: str) -> Iterator[str]:
         """The paths of the modules in which a word occurs at all."""
-        pattern = re.compile(rb"\b" + re.escape(word.encode()) + rb"\b")
-        return (path for path, content in self.python.items() if pattern.search(content))
+        return (path for path, content in self.python.items() if word.encode() in content)
 
 
 def _import_path(path: str, files: Files, project: bool) -> str | None:

@@ -235,7 +235,8 @@ def _contains_definition(node: ast.stmt) -> bool:
 
 def _blocks(node: ast.stmt) -> Iterator[tuple[str, list[ast.stmt]]]:
     """The blocks of a compound statement, each with what leads to it: `if x`, `else of if x` ..."""
-    text = ast.unparse(node).split("\n", 1)[0].rstrip(":")
+    parts = [getattr(node, name) for name in ("test", "target", "iter", "subject") if hasattr(node, name)]
+    text = " ".join([type(node).__name__.lower(), *map(ast.unparse, [*parts, *getattr(node, "items", ())])])
     for name in ("body", "orelse", "finalbody"):
         block = getattr(node, name, None)
         if block:
@@ -252,24 +253,15 @@ def nested_statements(node: ast.stmt) -> list[ast.stmt]:
     return [inner for _, body in _blocks(node) for inner in effective(body)]
 
 
-_PURE_CALLS = {"frozenset", "set", "tuple", "list", "dict", "compile", "TypeVar", "ParamSpec"}
-
-
+#: Syntax whose evaluation does nothing but give a value, and callables of which the same is true.
 _PLAIN: tuple[type[ast.AST], ...] = (
-    *(
-        ast.Constant,
-        ast.Name,
-        ast.Attribute,
-        ast.Subscript,
-        ast.Tuple,
-        ast.List,
-        ast.Dict,
-        ast.Set,
-        ast.Starred,
-    ),
-    *(ast.BinOp, ast.UnaryOp, ast.JoinedStr, ast.FormattedValue),
+    *(ast.Constant, ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.Dict, ast.Set),
+    *(ast.Starred, ast.BinOp, ast.UnaryOp, ast.JoinedStr, ast.FormattedValue),
     *(ast.operator, ast.unaryop, ast.expr_context, ast.keyword),
 )
+_PURE_CALLS = {"frozenset", "set", "tuple", "list", "dict", "compile", "TypeVar", "ParamSpec"}
+_GENERICS = {"Union", "Optional", "Callable", "Awaitable", "Coroutine", "Iterable", "Mapping", "Sequence"}
+_GENERICS |= {"Dict", "List", "Tuple", "Type", "Annotated"}
 
 
 def is_plain_value(node: ast.expr) -> bool:
@@ -278,10 +270,6 @@ def is_plain_value(node: ast.expr) -> bool:
         isinstance(inner, _PLAIN) or (isinstance(inner, ast.Call) and last_name(inner) in _PURE_CALLS)
         for inner in ast.walk(node)
     )
-
-
-_GENERICS = {"Union", "Optional", "Callable", "Awaitable", "Coroutine", "Iterable", "Mapping", "Sequence"}
-_GENERICS |= {"Dict", "List", "Tuple", "Type", "Annotated"}
 
 
 def is_type_alias(node: ast.expr) -> bool:

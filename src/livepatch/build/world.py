@@ -14,16 +14,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import CodeType
 
 from livepatch.build import syntax
 from livepatch.build.functions import Version
-from livepatch.build.reads import Uses
+from livepatch.build.reads import Index
 from livepatch.build.sources import Tree, module_name
 from livepatch.core.codes import Definition, definitions, global_names
 
+#: What parsing and compiling raise for something that no interpreter of this version can be running.
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+
 
 class Source:
-    """One version of one module. Parsing raises SyntaxError or ValueError if it is not Python."""
+    """One version of one module. Making one raises NOT_PYTHON."""
 
     def __init__(self, path: str, content: bytes) -> None:
         self.path = path
@@ -34,10 +38,16 @@ class Source:
             self.tree = ast.parse(content, path)
 
     @cached_property
-    def definitions(self) -> list[Definition]:
+    def code(self) -> CodeType:
+        """The compiled module; raises NOT_PYTHON."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return definitions(compile(self.content, self.path, "exec", dont_inherit=True))
+            code: CodeType = compile(self.content, self.path, "exec", dont_inherit=True)
+            return code
+
+    @cached_property
+    def definitions(self) -> list[Definition]:
+        return definitions(self.code)
 
     @cached_property
     def _by_line(self) -> dict[tuple[int, str], Definition]:
@@ -57,6 +67,14 @@ class Source:
         return definition.sympos if self._count[definition.name] > 1 else 0
 
     @cached_property
+    def index(self) -> Index | None:
+        """None if the source is nested too deeply to be looked at, as generated tables are."""
+        try:
+            return Index(self.tree, self.module, self.path)
+        except RecursionError:
+            return None
+
+    @cached_property
     def bound(self) -> set[str]:
         """The names that the module's own statements bind."""
         return {name for statement in syntax.flatten(self.tree.body) for name in statement.binds() or ()}
@@ -64,9 +82,7 @@ class Source:
     @cached_property
     def global_reads(self) -> set[str]:
         """The names that functions of the module read from its namespace, or from the builtins behind it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return global_names(compile(self.content, self.path, "exec", dont_inherit=True))[0]
+        return global_names(self.code)[0]
 
     @cached_property
     def classes(self) -> dict[str, list[ast.ClassDef]]:
@@ -101,7 +117,7 @@ class World:
         self._classes_named: dict[str, list[tuple[Source, ast.ClassDef]]] = {}
 
     def source(self, path: str, *, new: bool) -> Source:
-        """One version of a module; raises SyntaxError or ValueError."""
+        """One version of a module; raises NOT_PYTHON."""
         if (path, new) not in self._sources:
             self._sources[path, new] = Source(path, (self.new if new else self.old).python[path])
         return self._sources[path, new]
@@ -111,7 +127,7 @@ class World:
         for path in paths:
             try:
                 yield self.source(path, new=new)
-            except (SyntaxError, ValueError):
+            except NOT_PYTHON:
                 continue
 
     def _mentioning(self, word: str) -> Iterator[Source]:
@@ -127,14 +143,21 @@ class World:
         while pending:
             module, name = pending.pop()
             for source in self._mentioning(name):
-                uses = Uses(source.tree, source.path, source.module, module, name)
-                found.places += [place for place in uses.places if place not in found.places]
-                found.calls += [place for place in uses.calls if place not in found.calls]
-                for alias, line in uses.imports:
-                    if (source.module, alias) not in seen:
-                        seen.add((source.module, alias))
-                        pending.append((source.module, alias))
-                        found.importers.append((source, alias, line))
+                if source.index is None:
+                    found.places.append(f"{source.path}, perhaps, which is nested too deeply to tell")
+                    continue
+                for use in source.index.uses(module, name):
+                    found.places += [use.text] if use.text not in found.places else []
+                    found.calls += [use.text] if use.called and use.text not in found.calls else []
+                for imported in source.index.imports:
+                    if imported.inside or imported.origin != module or imported.name not in (name, "*"):
+                        continue
+                    follower = source.module, name if imported.name == "*" else imported.alias
+                    if follower not in seen:
+                        seen.add(follower)
+                        pending.append(follower)
+                        if source.path in self.old.python and source.path in self.new.python:
+                            found.importers.append((source, follower[1], imported.line))
         return found
 
     def star_importers(self, module: str) -> list[str]:
@@ -143,8 +166,8 @@ class World:
         return [
             source.path
             for source in self._parsed(candidates, new=True)
-            for node in ast.walk(source.tree)
-            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*" and source.resolve(node) == module
+            for imported in (source.index.imports if source.index is not None else ())
+            if imported.name == "*" and imported.origin == module
         ]
 
     def inherits(self, source: Source, cls: ast.ClassDef, name: str) -> bool:

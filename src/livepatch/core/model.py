@@ -165,17 +165,20 @@ class Object:
         self.name = name
         self.funcs = list(funcs)
         self.callbacks = callbacks or Callbacks()
-        self.init()
+        self._init()
 
     def init(self) -> None:
         """Reset the core's part, the functions' included."""
+        self._init()
+        for func in self.funcs:
+            func.init()
+
+    def _init(self) -> None:
         self.module: ModuleType | None = None
         self.module_state: str | None = None
         self.derived: list[Func] = []  # the functions around nested ones, which must make redirected closures
         self.patched = False  # its functions are on their stacks; true as well if it has none
         self.post_unpatch_due = False  # pre_patch succeeded and post_unpatch has not run
-        for func in self.funcs:
-            func.init()
 
     def all_funcs(self) -> list[Func]:
         """The author's functions and the derived ones, those nested deepest first."""
@@ -239,17 +242,23 @@ class Patch:
         self.replace = replace
         self.consistency = consistency
         self.immediate = immediate
+        if immediate:
+            for func in [func for obj in self.objects for func in obj.funcs]:
+                func.immediate = True
         self.states = tuple(states)
         self.version = version
         self.description = description
-        self.init()
+        self._init()
 
     def init(self) -> None:
         """Reset the core's part, objects and functions included."""
-        self.enabled = False  # the goal: true as soon as an enabling transition started
-        self.forced = False  # a forced transition took it away: it can never be unloaded
+        self._init()
         for obj in self.objects:
             obj.init()
+
+    def _init(self) -> None:
+        self.enabled = False  # the goal: true as soon as an enabling transition started
+        self.forced = False  # a forced transition took it away: it can never be unloaded
 
     def __repr__(self) -> str:
         return f"<Patch {self.name}>"

@@ -5,8 +5,9 @@ Outside of these functions nobody puts a `Func` on a stack or takes it off. They
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
+from typing import NamedTuple
 
 from . import redirect
 from .codes import kind
@@ -29,17 +30,24 @@ def redirections_of(patch: Patch) -> list[Redirection]:
     return [redirections[id(func.old_code)] for func in funcs(patch) if func.patched]
 
 
-def find_functions(patch: Patch) -> dict[int, list[FunctionType]]:
-    """The function objects of all originals of a patch, patched or not, in one pass."""
-    codes = [code for func in funcs(patch) if func.old_code is not None for code in current_codes(func)]
-    return redirect.functions_of(codes) if codes else {}
+class Found(NamedTuple):
+    """The function objects that carry a code, by its id, and the ids of all that is behind a `functools` cache."""
+
+    functions: dict[int, list[FunctionType]]
+    cached: set[int]
 
 
-def patch_object(obj: Object, found: dict[int, list[FunctionType]], transition: Transition | None) -> None:
+def find(funcs_to_find: Iterable[Func]) -> Found:
+    """What the heap knows of these functions' originals, patched or not."""
+    codes = [code for func in funcs_to_find if func.old_code is not None for code in current_codes(func)]
+    return Found(redirect.functions_of(codes), redirect.cached_functions()) if codes else Found({}, set())
+
+
+def patch_object(obj: Object, found: Found, transition: Transition | None) -> None:
     """Put every function of the object on its stack.
 
-    Each call asks the transition from here on; without one it reaches the version in front. `found` are the
-    function objects, from `find_functions`.
+    Each call asks the transition from here on; without one it reaches the version in front. `found` is
+    from `find`.
     """
     for func in obj.all_funcs():
         assert func.old_code is not None
@@ -53,14 +61,15 @@ def patch_object(obj: Object, found: dict[int, list[FunctionType]], transition: 
             assert isinstance(func.new_func, Body)
             replacements = {id(r.direct(r.below(r.stack[0]))): r.direct(r.stack[0]) for r in inner}
             func.new_func.code = replace_constants(func.new_func.code, replacements)
-        redirection.adopt(found)
+        redirection.adopt(found.functions)
+        redirection.direct(func)  # may need one of the functions just found, and may refuse
         if redirection.nested:
             inner.append(redirection)
     for redirection in fronts(obj):
         if transition is None or redirection.stack[0].immediate:
             redirection.settle()
     if transition is not None:
-        install(obj, transition)
+        install(obj, transition, found)
     obj.patched = True
 
 
@@ -70,7 +79,7 @@ def fronts(obj: Object) -> list[Redirection]:
     return [redirection for redirection, func in decided if redirection.stack[0] is func]
 
 
-def install(obj: Object, transition: Transition) -> None:
+def install(obj: Object, transition: Transition, found: Found) -> None:
     """Trampolines for all that the object decides; enclosing functions last, since they make the births."""
     nested: dict[int, Redirection] = {}
     for redirection in fronts(obj):
@@ -78,7 +87,7 @@ def install(obj: Object, transition: Transition) -> None:
             continue
         if redirection.nested:
             nested |= {id(code): redirection for code in redirection.codes()}
-        redirection.install(transition, nested)
+        redirection.install(transition, nested, found.cached)
 
 
 def unpatch_object(obj: Object) -> None:
@@ -116,5 +125,4 @@ def suspendable(patch: Patch) -> list[CodeType]:
         consistent = front.transition and not front.immediate and front.suspended == "wait"
         if consistent and kind(redirection.original) != "function":
             codes += [*redirection.code_of(front), *redirection.code_of(redirection.below(front))]
-            codes += redirection.stale()
     return codes

@@ -22,8 +22,8 @@ import errno
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterable
-from types import CellType, CodeType, FunctionType
+from collections.abc import Callable, Iterable, Iterator
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from . import cpython
@@ -66,8 +66,10 @@ class Redirection:
         self._saved: weakref.WeakKeyDictionary[FunctionType, dict[str, Any]] = weakref.WeakKeyDictionary()
         self._direct: dict[int, CodeType] = {}
         self._trampolines: list[CodeType] = []
+        # What belongs to the running transition, if it touches this function.
+        self._transition: Transition | None = None
+        self._nested: dict[int, Redirection] = {}
         self._births: dict[int, CodeType] = {}  # by state
-        self._rebuilt: list[tuple[int, CodeType]] = []  # (state, code with births in it)
 
     # -- the versions -------------------------------------------------------------------------------
 
@@ -123,16 +125,12 @@ class Redirection:
             codes = [func.new_func.code, self.direct(func)]
         else:
             codes = [func.new_func.__code__, self.direct(func)]
-        front = self.front()
-        if front is not None:
-            state = PATCHED if func is front else UNPATCHED
-            codes += [code for s, code in self._rebuilt if s == state]
-        return codes
+        copies = [(base, copy) for base, reference in _copies.get(id(self.original), ()) if (copy := reference())]
+        return codes + [copy for base, copy in copies if any(base is code for code in codes)]
 
     def codes(self) -> list[CodeType]:
         """All code under which a function object of this redirection can be found."""
-        made = [self._direct[id(func)] for func in self.stack if id(func) in self._direct]
-        known = [self.original, *made, *self._births.values(), *self._trampolines]
+        known = [self.original, *self._direct.values(), *self._births.values(), *self._trampolines, *self.stale()]
         return list({id(code): code for code in known}.values())
 
     # -- function objects ---------------------------------------------------------------------------
@@ -150,7 +148,6 @@ class Redirection:
             if code is self.original or self.nested or function in self._saved
         ]
         self.functions = [weakref.ref(function) for function in mine]
-        self.direct(self.front())  # may need one of them
 
     def live(self) -> list[FunctionType]:
         """The function objects that are still there."""
@@ -198,47 +195,52 @@ class Redirection:
 
     # -- in and out of a transition -----------------------------------------------------------------
 
-    def install(self, transition: Transition, nested: dict[int, Redirection]) -> None:
-        """Put trampolines into all function objects. `nested` are redirections in the same patch, by original code."""
+    def install(self, transition: Transition, nested: dict[int, Redirection], cached: set[int]) -> None:
+        """Put trampolines into all function objects.
+
+        `nested` are redirections in the same patch, by original code; `cached` the ids of the functions behind caches.
+        """
         func = self.front()
         assert func is not None
+        self._transition, self._nested = transition, dict(nested)
         below = self.below(func)
         counted = kind(self.original) == "function"
         track = _tracker(transition, func)
-        leave = _leaver(transition, counted)
+        # A cache stores a result after the trampoline around the call is gone. If leaving it moved the task, the
+        # transition could complete, and empty the cache, before that.
+        switch = not any(id(function) in cached for function in self.live())
+        leave = _leaver(transition, counted, switch)
         for function in self.live():
             versions = self.version(function, below), self.version(function, func)
             for state, version in enumerate(versions):
-                self._renew_births(version, state, transition, nested)
+                if is_version(version):
+                    version.__code__ = self._with_births(version.__code__, state)
             enter = _enterer(transition, versions, counted, weakref.ref(function))
-            code = trampoline(self.original, enter, track, leave)
+            code = trampoline(self.original, enter, track, leave, exact=_called_alike(self.original, *versions))
             self._trampolines.append(code)
             function.__code__ = code
+        if self.nested:
+            owns = self.direct(below), self.direct(func)
+            codes = self._with_births(owns[UNPATCHED], UNPATCHED), self._with_births(owns[PATCHED], PATCHED)
+            for state, own in enumerate(owns):
+                enter = _birth_enterer(transition, self.original, codes, own, counted)
+                self._births[state] = trampoline(own, enter, track, leave, exact=True, birth=True)
 
-    def _renew_births(
-        self, version: FunctionType, state: int, transition: Transition, nested: dict[int, Redirection]
-    ) -> None:
-        if not is_version(version):
-            return
-        births = {key: inner.birth(state, transition, version.__globals__) for key, inner in nested.items()}
-        code = replace_constants(version.__code__, births)
-        if code is not version.__code__:
-            version.__code__ = code
-            self._rebuilt.append((state, code))
+    def _with_births(self, code: CodeType, state: int) -> CodeType:
+        """The code of a version as it runs during the transition: what it gives birth to is redirected."""
+        births = {key: inner.birth(state) for key, inner in self._nested.items() if inner is not self}
+        copy = replace_constants(code, births)
+        if copy is not code:
+            _copies.setdefault(id(self.original), []).append((code, weakref.ref(copy)))
+        return copy
 
-    def birth(self, state: int, transition: Transition, namespace: dict[str, Any]) -> CodeType:
+    def birth(self, state: int) -> CodeType:
         """The code with which a closure is born in one of the two worlds while the transition runs."""
-        code = self._births.get(state)
-        if code is None:
-            func = self.front()
-            assert func is not None
-            below = self.below(func)
-            own = self.direct(func if state == PATCHED else below)
-            counted = kind(self.original) == "function"
-            enter = _birth_enterer(transition, (self.direct(below), self.direct(func)), own, namespace, counted)
-            code = trampoline(own, enter, _tracker(transition, func), _leaver(transition, counted), birth=True)
-            self._births[state] = code
-        return code
+        return self._births[state]
+
+    def current(self) -> CodeType:
+        """The code for a closure that was born too late to be found: it asks for it with every call."""
+        return self.birth(UNPATCHED) if self._transition is not None else self.direct(self.front())
 
     def mark(self, footprint: Footprint, state: int) -> None:
         """Say what tasks must leave to reach a state; see the kernel's klp_check_stack."""
@@ -248,11 +250,11 @@ class Redirection:
         below = self.below(func)
         for code in self.code_of(below if state == PATCHED else func):
             footprint.forbid(code)
+        for code in self.code_of(func if state == PATCHED else below):
+            footprint.expect(code)
         versions = [*self.code_of(below), *self.code_of(func)]
-        for code in [*self._trampolines, *self._births.values()]:
+        for code in [*self._trampolines, *self._births.values(), *self.stale()]:
             footprint.add_trampoline(code, versions)
-        for code in self.stale():
-            footprint.forbid(code)
 
     def settle(self) -> None:
         """Give all function objects what is in front, directly. A function that somebody else changed stays so."""
@@ -270,7 +272,7 @@ class Redirection:
             function.__code__ = code
 
     def stale(self) -> list[CodeType]:
-        """Trampolines of earlier transitions that somebody is still in."""
+        """Trampolines of earlier transitions that somebody is still in, or that late closures still carry."""
         return [code for reference in _stale.get(id(self.original), ()) if (code := reference()) is not None]
 
     def forget_transition(self) -> None:
@@ -278,23 +280,35 @@ class Redirection:
 
         Except for who is in one at this instant. It has chosen a version and may not have called it yet, which the
         stack does not show: the next transition that touches this function has to wait for it. The kernel waits here
-        (klp_synchronize_transition); we remember the code for as long as a frame keeps it alive.
+        (klp_synchronize_transition); we remember the code for as long as a frame keeps it alive. A frame may also run a
+        copy of a version that gives birth to trampolines, and make closures long after the transition.
         """
         codes = [*self.stale(), *self._trampolines, *self._births.values()]
         references = [weakref.ref(code) for code in codes]
+        self._transition = None
+        self._nested = {}
         self._trampolines = []
         self._births = {}
         # By id: another `Func` may get the id of one that was taken off.
         self._direct = {id(func): self.direct(func) for func in self.stack}
         codes.clear()
-        _stale[id(self.original)] = [reference for reference in references if reference() is not None]
-        if not _stale[id(self.original)]:
-            del _stale[id(self.original)]
-        self._rebuilt = []
+        _keep(_stale, self.original, [reference for reference in references if reference() is not None])
+        copies = _copies.get(id(self.original), [])
+        _keep(_copies, self.original, [(base, reference) for base, reference in copies if reference() is not None])
+
+
+def _keep(table: dict[int, list[Any]], original: CodeType, left: list[Any]) -> None:
+    if left:
+        table[id(original)] = left
+    else:
+        table.pop(id(original), None)
 
 
 #: Trampolines of transitions that are over, by the id of the original code; most are dead at once.
 _stale: dict[int, list[weakref.ref[CodeType]]] = {}
+
+#: Copies of versions that give birth to trampolines, with what they are copies of, by the id of the original code.
+_copies: dict[int, list[tuple[CodeType, weakref.ref[CodeType]]]] = {}
 
 #: All redirections, by the id of the original code.
 redirections: dict[int, Redirection] = {}
@@ -302,11 +316,34 @@ redirections: dict[int, Redirection] = {}
 
 def clear_caches(touched: Iterable[Redirection]) -> None:
     """Empty the `functools` caches around these functions: they hold results of the other version."""
-    functions = [function for redirection in touched for function in redirection.live()]
-    if functions:
-        for thing in referrers(*functions):
-            if type(thing) is functools._lru_cache_wrapper:
-                thing.cache_clear()
+    functions = {id(function) for redirection in touched for function in redirection.live()}
+    for cache in _caches() if functions else ():
+        if any(id(thing) in functions for thing in _behind(cache)):
+            cache.cache_clear()
+
+
+def cached_functions() -> set[int]:
+    """The ids of all that is behind a `functools` cache."""
+    return {id(thing) for cache in _caches() for thing in _behind(cache)}
+
+
+def _caches() -> list[Any]:
+    kind_of_cache = functools._lru_cache_wrapper
+    return [thing for thing in referrers(kind_of_cache) if type(thing) is kind_of_cache]
+
+
+def _behind(thing: Any) -> Iterator[Any]:
+    """What a callable wraps, outermost first, as far as `functools` and methods tell."""
+    for _ in range(100):  # somebody may have made a circle
+        if isinstance(thing, functools.partial):
+            thing = thing.func
+        elif isinstance(thing, MethodType):
+            thing = thing.__func__
+        elif isinstance(thing, FunctionType | functools._lru_cache_wrapper):
+            thing = vars(thing).get("__wrapped__")
+        else:
+            return
+        yield thing
 
 
 def _clone(
@@ -317,6 +354,20 @@ def _clone(
     made.__qualname__ = function.__qualname__
     _version_functions.add(made)
     return made
+
+
+def _called_alike(original: CodeType, old: FunctionType, new: FunctionType) -> bool:
+    """Whether a call means the same to two versions, defaults included, and to who only knows the original."""
+    if not same_parameters(original, old.__code__) or not same_parameters(original, new.__code__):
+        return False
+    defaults = [
+        [
+            *map(id, version.__defaults__ or ()),
+            *((name, id(value)) for name, value in (version.__kwdefaults__ or {}).items()),
+        ]
+        for version in (old, new)
+    ]
+    return defaults[0] == defaults[1]
 
 
 def same_parameters(a: CodeType, b: CodeType) -> bool:
@@ -351,29 +402,30 @@ def _enterer(
 
 
 def _birth_enterer(
-    transition: Transition,
-    codes: tuple[CodeType, CodeType],
-    own: CodeType,
-    namespace: dict[str, Any],
-    counted: bool,
+    transition: Transition, original: CodeType, codes: tuple[CodeType, CodeType], own: CodeType, counted: bool
 ) -> Callable[..., Any]:
     def enter(cells: FunctionType | None = None) -> tuple[Any, Any]:
-        state, token = transition.choose(counted, sys._getframe(1).f_back)
-        code = codes[transition.goal.state if state is None else state]
+        frame = sys._getframe(1)
+        state, token = transition.choose(counted, frame.f_back)
+        if state is not None:
+            code = codes[state]
+        else:
+            redirection = redirections.get(id(original))
+            code = original if redirection is None else redirection.current()
         known = dict(zip(own.co_freevars, cells.__closure__ or (), strict=True)) if cells else {}
         closure = tuple(known[name] for name in code.co_freevars)
-        version = FunctionType(code, namespace, code.co_name, None, closure or None)
+        version = FunctionType(code, frame.f_globals, code.co_name, None, closure or None)
         _version_functions.add(version)
         return version, token
 
     return enter
 
 
-def _leaver(transition: Transition, counted: bool) -> Callable[[Any], None]:
+def _leaver(transition: Transition, counted: bool, switch: bool) -> Callable[[Any], None]:
     leave, frame = transition.leave, sys._getframe
 
     def exit_switch(token: Any) -> None:
-        leave(token, counted, frame(1).f_back)
+        leave(token, counted, switch, frame(1).f_back)
 
     return exit_switch
 

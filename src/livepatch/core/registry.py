@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Protocol
 
 from . import callbacks, cpython, log, objects, redirect
@@ -24,7 +24,7 @@ from . import tasks as task_kinds
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
 from .modules import Finder
 from .redirect import Redirection, redirections
-from .resolve import check_author, current_codes, init_object, init_patch
+from .resolve import check_author, init_object, init_patch
 from .stacks import Footprint
 from .symbols import Tables
 from .transition import PATCHED, SIGNALS_TIMEOUT, UNPATCHED, Transition
@@ -136,6 +136,7 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
         if patch.name in _loaded:
             state = "enabled" if patch.name in {p.name for p in _listed} else "disabled but not unloaded"
             raise LivepatchError(errno.EEXIST, f"A patch named '{patch.name}' is loaded already ({state}).")
+        _check_unshared(patch)
         patch.init()
         init_patch(patch)
         _check_idle()
@@ -151,19 +152,29 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
         wait(patch.name, timeout)
 
 
+def _check_unshared(patch: Patch) -> None:
+    """What the core keeps in objects and functions belongs to one patch."""
+    mine = {id(part) for obj in patch.objects for part in (obj, *obj.funcs)}
+    for other in _loaded.values():
+        if any(id(part) in mine for obj in other.objects for part in (obj, *obj.funcs)):
+            raise LivepatchError(
+                errno.EINVAL, f"Patch '{patch.name}' shares an Object or a Func with '{other.name}'; make new ones."
+            )
+
+
 def _enable(patch: Patch) -> None:
     """The kernel's __klp_enable_patch, with its unwinding."""
     log.notice(f"enabling patch '{patch.name}'")
     _init_transition(patch, PATCHED)
-    functions: dict[int, list[FunctionType]] | None = None
+    found: objects.Found | None = None
     try:
         for obj in patch.objects:
             if obj.module is None:
                 continue
             callbacks.pre_patch(obj)
-            if functions is None:
-                functions = objects.find_functions(patch)
-            objects.patch_object(obj, functions, _running()[1])
+            if found is None:
+                found = objects.find(objects.funcs(patch))
+            _patch_object(obj, found, _running()[1])
     except BaseException as error:
         log.warning(f"failed to enable patch '{patch.name}'")
         _cancel_transition()
@@ -189,6 +200,14 @@ def _init_transition(patch: Patch, state: int) -> None:
     _changing = patch, Transition(state, task_kinds.kinds, lambda goal: objects.footprint(patch, goal), _wake)
     for func in objects.funcs(patch):
         func.transition = True
+
+
+def _patch_object(obj: Object, found: objects.Found, transition: Transition | None) -> None:
+    try:
+        objects.patch_object(obj, found, transition)
+    except BaseException:
+        log.warning(f"failed to patch object '{obj.shown_name}'")
+        raise
 
 
 def _start_transition() -> None:
@@ -304,8 +323,7 @@ def _apply_to_coming(patch: Patch, obj: Object) -> None:
         raise
     log.notice(f"applying patch '{patch.name}' to loading module '{obj.name}'")
     callbacks.pre_patch(obj)
-    codes = [code for func in obj.all_funcs() for code in current_codes(func)]
-    found = redirect.functions_of(codes) if codes else {}
+    found = objects.find(obj.all_funcs())
     in_transition = _changing is not None and _changing[0] is patch
     for func in obj.all_funcs():
         func.transition = in_transition
@@ -348,7 +366,7 @@ def _find(name: str) -> Patch:
 
 def parse_bool(value: object) -> bool | None:
     """The kernel's kstrtobool; None for the empty string, which is accepted and does nothing."""
-    text = ("1" if value else "0") if isinstance(value, bool | int) else str(value).strip().lower()
+    text = str(value).strip().lower() if isinstance(value, str | int) else "?"
     if not text:
         return None
     if text[0] in "eyt1" or text[:2] == "on":
@@ -388,7 +406,8 @@ def disable_patch(name: str, *, timeout: float = 0.0) -> None:
 
 def _disable(patch: Patch) -> None:
     _check_idle()
-    found = objects.find_functions(patch)
+    _check_derived(patch)
+    found = objects.find(objects.funcs(patch))
     _init_transition(patch, UNPATCHED)
     for obj in patch.objects:
         if obj.patched:
@@ -396,11 +415,21 @@ def _disable(patch: Patch) -> None:
     for obj in patch.objects:
         if obj.patched:
             for redirection in objects.fronts(obj):
-                redirection.adopt(found)
-            objects.install(obj, _running()[1])
+                redirection.adopt(found.functions)
+            objects.install(obj, _running()[1], found)
     _start_transition()
     patch.enabled = False
     _try_complete_transition()
+
+
+def _check_derived(patch: Patch) -> None:
+    """The function around a patched closure is patched once for all patches that touch what it makes."""
+    for func in [func for obj in patch.objects for func in obj.derived if obj.patched]:
+        if redirections[id(func.old_code)].stack[0] is not func:
+            raise LivepatchError(
+                errno.EBUSY,
+                f"A newer patch also changes what '{func.old_name}' makes; disable that one before '{patch.name}'.",
+            )
 
 
 def _reverse_transition() -> None:
@@ -529,6 +558,7 @@ def check_patch(patch: Patch) -> list[TaskStatus]:
     with _exclusively():
         if patch.name in _loaded:
             raise LivepatchError(errno.EEXIST, f"A patch named '{patch.name}' is loaded already.")
+        _check_unshared(patch)
         patch.init()
         try:
             init_patch(patch)

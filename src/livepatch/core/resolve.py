@@ -24,9 +24,11 @@ def check_author(patch: Patch) -> None:
         raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': atomic replace and states are not supported yet.")
     if patch.consistency != "stack":
         raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': consistency must be \"stack\".")
-    names = [obj.name for obj in patch.objects]
+    names = [obj.shown_name for obj in patch.objects]
     for obj in patch.objects:
-        if names.count(obj.name) > 1:
+        if obj.name is not None and not (isinstance(obj.name, str) and obj.name):
+            raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': an object needs the name of a module, or None.")
+        if names.count(obj.shown_name) > 1:
             raise LivepatchError(errno.EEXIST, f"Patch '{patch.name}' has the object '{obj.shown_name}' twice.")
         keys = [func.key for func in obj.funcs]
         for func in obj.funcs:
@@ -82,6 +84,12 @@ def _check_kind(func: Func) -> None:
             errno.EINVAL,
             f"'{func.old_name}' is a {kind(func.old_code)}, and its replacement must be one, not a {kind(new)}.",
         )
+    fitting = ((), ("__class__",), func.old_code.co_freevars)
+    if isinstance(func.new_func, Body) and new.co_freevars not in fitting:
+        raise LivepatchError(
+            errno.EINVAL,
+            f"'{func.old_name}' cannot be given the free variables of its new version: {', '.join(new.co_freevars)}.",
+        )
     if "<locals>" in func.old_name and not redirect.same_parameters(func.old_code, new):
         raise LivepatchError(
             errno.EINVAL,
@@ -99,8 +107,14 @@ def _derive_enclosing(obj: Object, tables: Tables) -> None:
         redirection = redirections.get(id(symbol.code)) or Redirection(symbol.code)
         code = redirection.direct(redirection.front())
         wanted = {id(code) for func in inner for code in current_codes(func)}
+        if contains(symbol.code, {id(func.old_code) for func in inner}) and not contains(code, wanted):
+            raise LivepatchError(
+                errno.EBUSY,
+                f"'{symbol.name}' has been replaced by another patch, together with the functions nested in it.",
+            )
         if id(symbol.code) not in patched and contains(code, wanted):
-            derived = Func(symbol.name, Body(code), old_sympos=symbol.sympos)
+            immediate = all(func.immediate for func in inner)
+            derived = Func(symbol.name, Body(code), old_sympos=symbol.sympos, immediate=immediate)
             derived.old_code = symbol.code
             obj.derived.append(derived)
 

@@ -18,14 +18,15 @@ from types import CodeType, FrameType
 class Footprint:
     """The code objects that matter to a transition in its present direction.
 
-    `forbidden` is what tasks must leave; `trampolines` says for each trampoline which code it calls. The code
-    objects themselves are kept, so that no id can be used again.
+    `forbidden` is what tasks must leave, `expected` what they move to; `trampolines` says for each trampoline which
+    code it calls. The code objects themselves are kept, so that no id can be used again.
     """
 
-    __slots__ = ("_kept", "forbidden", "trampolines")
+    __slots__ = ("_kept", "expected", "forbidden", "trampolines")
 
     def __init__(self) -> None:
         self.forbidden: set[int] = set()
+        self.expected: set[int] = set()
         self.trampolines: dict[int, frozenset[int]] = {}
         self._kept: list[CodeType] = []
 
@@ -33,6 +34,11 @@ class Footprint:
         """Tasks have to leave this code."""
         self._kept.append(code)
         self.forbidden.add(id(code))
+
+    def expect(self, code: CodeType) -> None:
+        """Tasks are moving to this code."""
+        self._kept.append(code)
+        self.expected.add(id(code))
 
     def add_trampoline(self, code: CodeType, versions: list[CodeType]) -> None:
         """This trampoline calls one of these versions."""
@@ -63,15 +69,16 @@ class Footprint:
             frame = frame.f_back
         return None
 
-    def holds(self, frame: FrameType | None, outermost: FrameType | None = None) -> bool:
-        """There is a frame of forbidden code from `frame` outwards, up to and including `outermost`."""
+    def innermost(self, frame: FrameType | None, outermost: FrameType | None = None) -> set[int] | None:
+        """Which set the innermost version belongs to, from `frame` outwards, up to and including `outermost`."""
         while frame is not None:
-            if id(frame.f_code) in self.forbidden:
-                return True
+            for versions in (self.forbidden, self.expected):
+                if id(frame.f_code) in versions:
+                    return versions
             if frame is outermost:
-                return False
+                return None
             frame = frame.f_back
-        return False
+        return None
 
 
 def walk(frame: FrameType | None) -> Iterator[FrameType]:

@@ -83,6 +83,7 @@ class Suspended:
         self._by_id: dict[int, Entry] = {}
         self._by_owner: dict[Hashable | None, dict[int, Entry]] = {}
         self._forbidden: set[int] = set()
+        self._expected: set[int] = set()
         self._footprint = Footprint()
         self._greenlets: list[weakref.ref[Any]] = []
         #: Codes to look for when a transition starts, in either direction; set by whoever knows the functions.
@@ -90,7 +91,7 @@ class Suspended:
 
     def start(self, footprint: Footprint) -> list[object]:
         """A direction was chosen: find what exists already. What is returned must die outside of the lock."""
-        self._forbidden = footprint.forbidden
+        self._forbidden, self._expected = footprint.forbidden, footprint.expected
         self._footprint = footprint
         found = find(self.codes)
         for thing in found:
@@ -144,9 +145,17 @@ class Suspended:
         """A generator in code to be left is alive, and anybody may resume it."""
         return entry.wanders and entry.code in self._forbidden and entry.live() is not None
 
+    def runs_ahead(self, entry: Entry) -> bool:
+        """A generator in code to move to is alive, and anybody may resume it, also who has not moved."""
+        return entry.wanders and entry.code in self._expected and entry.live() is not None
+
     def any_strays(self) -> bool:
-        """There is one of those."""
+        """There is one of the former."""
         return any(self.strays(entry) for entry in tuple(self._by_id.values()))
+
+    def any_ahead(self) -> bool:
+        """There is one of the latter."""
+        return any(self.runs_ahead(entry) for entry in tuple(self._by_id.values()))
 
     def of(self, owner: Hashable | None) -> list[object]:
         """Those in code to be left that belong to this task; to None: to nobody known."""

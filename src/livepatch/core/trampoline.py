@@ -25,15 +25,16 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from .codes import ASYNC_GENERATOR, ITERABLE_COROUTINE, VARARGS, VARKEYWORDS, kind
+from .codes import ASYNC_GENERATOR, ITERABLE_COROUTINE, VARARGS, VARKEYWORDS, docstring, kind
 
 FILE = "<livepatch>"
 
 _ENTER, _TRACK, _LEAVE, _NEW = "livepatch enter", "livepatch track", "livepatch leave", "livepatch new"
+_DOC = "livepatch doc"
 
 # A constant is called through a local name: the compiler warns about calling a literal.
 _BODIES = {
-    "function": """
+    "function": """{use}
     lp_enter = {enter!r}
     lp_version, lp_token = lp_enter({cells})
     if lp_token is None:
@@ -44,7 +45,7 @@ _BODIES = {
     finally:
         lp_leave(lp_token)
 """,
-    "coroutine": """
+    "coroutine": """{use}
     lp_enter = {enter!r}
     lp_track = {track!r}
     lp_version, lp_token = lp_enter({cells})
@@ -57,7 +58,7 @@ _BODIES = {
     finally:
         lp_leave(lp_token)
 """,
-    "generator": """
+    "generator": """{use}
     lp_enter = {enter!r}
     lp_track = {track!r}
     lp_version, lp_token = lp_enter({cells})
@@ -70,7 +71,7 @@ _BODIES = {
     finally:
         lp_leave(lp_token)
 """,
-    "async generator": """
+    "async generator": """{use}
     lp_enter = {enter!r}
     lp_track = {track!r}
     lp_version, lp_token = lp_enter({cells})
@@ -79,10 +80,10 @@ _BODIES = {
 }
 
 _FORWARDERS = {
-    "function": "\n    lp_new = {new!r}\n    return lp_new({arguments})\n",
-    "coroutine": "\n    lp_new = {new!r}\n    return await lp_new({arguments})\n",
-    "generator": "\n    lp_new = {new!r}\n    return (yield from lp_new({arguments}))\n",
-    "async generator": "\n    lp_new = {new!r}\n    return lp_new({arguments})\n",
+    "function": "{use}\n    lp_new = {new!r}\n    return lp_new({arguments})\n",
+    "coroutine": "{use}\n    lp_new = {new!r}\n    return await lp_new({arguments})\n",
+    "generator": "{use}\n    lp_new = {new!r}\n    return (yield from lp_new({arguments}))\n",
+    "async generator": "{use}\n    lp_new = {new!r}\n    return lp_new({arguments})\n",
 }
 
 
@@ -115,9 +116,11 @@ def _compile(body: str, flavour: str, listed: str, passed: str, free: int, birth
     # Free variables must be copied into every frame, used or not: on 3.11 and 3.12 the interpreter crashes when
     # somebody (a reporter of errors, a debugger) reads the locals of a frame that lacks them.
     names = "".join(f"lp_free{number:03}, " for number in range(free))
+    use = ""
     if free:
-        body = f"\n    lp_cells = lambda: ({names})" + body if birth else f"\n    if 0: {names}" + body
+        use = f"\n    lp_cells = lambda: ({names})" if birth else f"\n    if 0: {names}"
     text = body.format(
+        use=use,
         enter=_ENTER,
         track=_TRACK,
         leave=_LEAVE,
@@ -157,13 +160,22 @@ def trampoline(
     track: Callable[..., Any],
     leave: Callable[..., Any],
     *,
+    exact: bool,
     birth: bool = False,
 ) -> CodeType:
-    """A trampoline for functions that carry `original`; see the head of this file for what it calls."""
+    """A trampoline for functions that carry `original`; see the head of this file for what it calls.
+
+    An `exact` one has the original's parameters and lets the function's defaults apply, for versions that agree in
+    both. It is faster, has the right signature, and refuses wrong arguments at the call.
+    """
     flavour = kind(original)
-    listed, passed = parameters(original) if birth else ("*args, **kwargs", "*args, **kwargs")
-    code = _compile(_BODIES[flavour], flavour, listed, passed, len(original.co_freevars), birth)
-    return _dress(code, original, {_ENTER: enter, _TRACK: track, _LEAVE: leave})
+    listed, passed = parameters(original) if exact else ("*args, **kwargs", "*args, **kwargs")
+    body = _BODIES[flavour]
+    doc = docstring(original) if birth else None  # functions are born with that of their code
+    if doc is not None:
+        body = f"\n    {_DOC!r}" + body
+    code = _compile(body, flavour, listed, passed, len(original.co_freevars), birth)
+    return _dress(code, original, {_ENTER: enter, _TRACK: track, _LEAVE: leave, _DOC: doc})
 
 
 def forwarder(original: CodeType, new: Any) -> CodeType:

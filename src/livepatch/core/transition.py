@@ -152,6 +152,8 @@ class Transition:
         #: The state at which a trampoline need not ask: `target`, or nobody's while a suspended frame of the
         #: version to be left may be resumed by a task that has moved.
         self.fast = self.target
+        #: A suspended frame of the version to move to may be resumed by a task that has not moved.
+        self.ahead = False
         self.states: dict[Hashable, Goal] = {}
         #: The tasks that still have to move: TIF_PATCH_PENDING.
         self.pending: set[Hashable] = set()
@@ -186,10 +188,13 @@ class Transition:
             if task in exempt_threads:
                 return self.initial.state, None
             goal = self._state_of(task)
-            if goal is self.target and self.target is self.goal:
-                if self.fast is not self.target and self.footprint.holds(frame, self._root(task)):
-                    # A generator of the version being left, resumed by a task that has moved: it stays in its world.
+            moved = goal is self.target and self.target is self.goal
+            if (self.fast is not self.target) if moved else self.ahead:
+                # A generator may be resumed by a task of the other world: it stays in its own, with all that it calls.
+                inside = self.footprint.innermost(frame, self._root(task))
+                if inside is (self.footprint.forbidden if moved else self.footprint.expected):
                     return 1 - goal.state, None
+            if moved:
                 return goal.state, None
             if counted:
                 self.calls[task] = self.calls.get(task, 0) + 1
@@ -216,11 +221,16 @@ class Transition:
             task = self.current()
             if self.over or task in exempt_threads:
                 return
-            if self.suspended.strays(self.suspended.add(frame_owner, task)):
+            entry = self.suspended.add(frame_owner, task)
+            if self.suspended.strays(entry):
                 self.fast = Goal(self.target.state)
+            self.ahead = self.ahead or self.suspended.runs_ahead(entry)
 
-    def leave(self, token: Token, counted: bool, frame: FrameType | None) -> None:
-        """Exit switching: the trampoline called by `frame` returns in a task that had not moved when it entered."""
+    def leave(self, token: Token, counted: bool, switch: bool, frame: FrameType | None) -> None:
+        """Exit switching: the trampoline called by `frame` returns in a task that had not moved when it entered.
+
+        Without `switch`, the call is over but something that it stands for is not yet.
+        """
         epoch, task = token
         with switch_lock:
             if self.over or epoch != self._epoch:
@@ -230,7 +240,9 @@ class Transition:
                 if left:
                     self.calls[task] = left
                     return
-            if task == self.current():  # a generator may end in another task, whose stack says nothing about this one
+            if (
+                switch and task == self.current()
+            ):  # a generator may end in another task, whose stack says nothing about this one
                 self._exit(task, frame)
 
     def update(self, frame: FrameType | None) -> None:
@@ -374,6 +386,7 @@ class Transition:
     def _renew_fast(self) -> None:
         strays = self.target is self.goal and self.suspended.any_strays()
         self.fast = Goal(self.target.state) if strays else self.target
+        self.ahead = self.target is self.goal and self.suspended.any_ahead()
 
     def stop(self) -> None:
         """Nothing calls a trampoline any more, or will: let go of the hooks and of all tasks."""

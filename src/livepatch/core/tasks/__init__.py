@@ -37,14 +37,16 @@ def unsupported() -> str | None:
 
 
 def statuses(transition: Transition | None) -> list[TaskStatus]:
-    """All tasks of the process, whether a transition runs or not, and what is suspended and nobody's."""
+    """All tasks of the process, whether a transition runs or not, and what is suspended and on nobody's stack."""
     if transition is None:
         return [status for kind in kinds for status in kind.statuses(View())]
     with switch_lock:
         view = View(transition.footprint, transition.state_of, transition.pending)
-        nobodys = transition.suspended.of(None)
+        suspended = transition.suspended.live()
     found = [status for kind in kinds for status in kind.statuses(view)]
-    return found + [status_of(thing, transition.initial.state) for thing in nobodys]
+    shown = {frame for status in found for frame in status.blocking}
+    hidden = [status_of(thing, transition.initial.state) for thing in suspended]
+    return found + [status for status in hidden if status.blocking[0] not in shown]
 
 
 def blockers(footprint: Footprint, codes: list[CodeType]) -> list[TaskStatus]:

@@ -8,9 +8,11 @@ millisecond, so that a hundred thousand tasks do not hold up the loop.
 
 The thread that runs the loop is checked there as well: with no task running, its stack is its own.
 
-A task born during the transition takes, at its first trampoline, the state of the thread it runs in, which is the
-state of the callbacks that create tasks. A loop that does not run cannot run a callback; its tasks cannot run either,
-and are checked from outside.
+A task born during the transition takes the state of its creator, since half of asyncio (`gather`, and `wait_for` on
+3.11) makes a task of what looks like a call. The task factory of each loop tells who that is; it is ours for as long
+as the transition runs. In a loop that was not there yet when the transition started, it is the thread.
+
+A loop that does not run cannot run a callback; its tasks cannot run either, and are checked from outside.
 
 asyncio is imported by nobody here: a process that does not use it does not pay for it.
 """
@@ -40,6 +42,10 @@ def _asyncio() -> Any:
     return module if hasattr(module, "current_task") and hasattr(module, "_get_running_loop") else None
 
 
+def _loop_of(task: Any) -> Any:
+    return task.get_loop()
+
+
 class Loops:
     """The kind of asyncio tasks."""
 
@@ -48,6 +54,9 @@ class Loops:
     def __init__(self) -> None:
         self._scheduled: set[int] = set()  # loops with a callback under way
         self._loops: list[Any] = []  # loops that had pending tasks at the last look
+        self._transition: Transition | None = None
+        self._factories: dict[int, tuple[Any, Any, Any]] = {}  # loop, its factory, ours
+        self._creators: dict[int, Hashable] = {}  # by thread: who is creating a task just now
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
         modules = sys.modules
@@ -79,7 +88,8 @@ class Loops:
         return asyncio is not None and isinstance(task, asyncio.Future)
 
     def creator(self, task: Hashable) -> Hashable | None:
-        return threading.get_ident() if self._is_task(task) else None
+        thread = threading.get_ident()
+        return self._creators.get(thread, thread) if self._is_task(task) else None
 
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
@@ -165,8 +175,46 @@ class Loops:
                     transition.switch(task, "idle")
 
     def start(self, transition: Transition) -> None:
-        """Nothing to hook: see `creator`. Loops are looked for anew; what was scheduled may never have run."""
+        """Loops are looked for anew; what was scheduled may never have run."""
         self._loops, self._scheduled = [], set()
+        self._transition = transition
+        loops = {id(loop): loop for task in transition.states if self._is_task(task) and (loop := _loop_of(task))}
+        for key, loop in loops.items():
+            if key not in self._factories:
+                before = loop.get_task_factory()
+                self._factories[key] = loop, before, self._factory(before)
+                loop.set_task_factory(self._factories[key][2])
+
+    def _factory(self, before: Any) -> Callable[..., Any]:
+        make = before or (lambda loop, coroutine, **options: _asyncio().Task(coroutine, loop=loop, **options))
+
+        def create(loop: Any, coroutine: Any, **options: Any) -> Any:
+            transition, thread = self._transition, threading.get_ident()
+            if transition is None:  # somebody has kept this factory
+                return make(loop, coroutine, **options)
+            outer, creator = self._creators.get(thread), transition.current()
+            self._creators[thread] = creator
+            try:
+                task = make(loop, coroutine, **options)
+            finally:
+                if outer is None:
+                    self._creators.pop(thread, None)
+                else:
+                    self._creators[thread] = outer
+            with switch_lock:
+                if task not in transition.states and not task.done():  # an eager one has begun to run
+                    transition.inherit(task, creator)
+            task.add_done_callback(self._ended)
+            return task
+
+        return create
+
+    def _ended(self, task: Any) -> None:
+        """There may be millions of them before a transition completes."""
+        transition = self._transition
+        if transition is not None:
+            with switch_lock:
+                transition.forget(task)
 
     def nudge(self, transition: Transition) -> None:
         """The round has scheduled a callback in every loop already."""
@@ -174,6 +222,11 @@ class Loops:
     def stop(self, transition: Transition) -> None:
         """Callbacks still under way see that the transition is over."""
         self._loops = []
+        self._transition = None
+        for loop, before, ours in self._factories.values():
+            if loop.get_task_factory() is ours:
+                loop.set_task_factory(before)
+        self._factories = {}
 
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []

@@ -1,0 +1,492 @@
+"""Modules that are imported after a patch for them was enabled: applied, refused, reloaded, half imported."""
+
+import errno
+import importlib
+import importlib.util
+import sys
+import textwrap
+import threading
+import types
+
+import pytest
+from tests.core import kit
+
+import livepatch as lp
+from livepatch.core import log, redirect
+from livepatch.testing import finish, tick
+
+pytestmark = pytest.mark.usefixtures("rounds_by_hand")
+
+SOURCE = """
+    def f(): return "old"
+    def g(gate=None):
+        if gate: gate()
+        return "old"
+    early = f()
+"""
+NEW = SOURCE.replace("old", "new")
+
+
+@pytest.fixture
+def on_disk(tmp_path, monkeypatch):
+    """Writes modules that can be imported; they are not imported yet."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    def write(name, source=SOURCE):
+        path = tmp_path / (name.replace(".", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("lp_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def called():
+    return []
+
+
+def absent(name, module="lp_later", new=NEW, functions=("f", "g"), called=None, refuse=None):
+    """A patch for a module that is not there."""
+
+    def callback(which):
+        def call(obj):
+            called.append((name, which, obj.module.__name__, obj.module_state))
+            if which == "pre_patch" and refuse is not None:
+                return refuse
+
+        return call
+
+    names = ("pre_patch", "post_patch", "pre_unpatch", "post_unpatch")
+    callbacks = lp.Callbacks(**{which: callback(which) for which in names}) if called is not None else None
+    return kit.built(name, types.SimpleNamespace(__name__=module), new, *functions, callbacks=callbacks)
+
+
+def logged():
+    lines = [line.removeprefix("livepatch: ") for line in lp.dmesg()]
+    log.clear()
+    return lines
+
+
+def no_trace(name="lp_later"):
+    assert name not in sys.modules
+    assert not redirect.redirections
+
+
+# -- a module comes -------------------------------------------------------------------------------------------------
+
+
+def test_a_patch_is_applied_when_its_module_is_imported(on_disk, called):
+    on_disk("lp_later")
+    lp.enable_patch(absent("p", called=called))
+    assert called == []
+    assert [o["patched"] for o in lp.patches()[0].objects] == [False]
+    logged()
+    target = importlib.import_module("lp_later")
+    assert target.f() == target.g() == "new"
+    assert target.early == "old", "the body itself runs unpatched"
+    assert called == [("p", "pre_patch", "lp_later", "COMING"), ("p", "post_patch", "lp_later", "COMING")]
+    assert logged() == ["applying patch 'p' to loading module 'lp_later'"]
+    assert [o["patched"] for o in lp.patches()[0].objects] == [True]
+    lp.disable_patch("p")
+    assert called[2:] == [("p", "pre_unpatch", "lp_later", "LIVE"), ("p", "post_unpatch", "lp_later", "LIVE")]
+    assert target.f() == "old"
+    lp.unload_patch("p")
+
+
+def test_a_module_looks_as_if_nobody_had_been_there(on_disk):
+    on_disk("lp_later")
+    plain = importlib.import_module("lp_later")
+    loader, cached = type(plain.__loader__), plain.__spec__.cached
+    del sys.modules["lp_later"]
+    on_disk("lp_later", SOURCE + "    seen = type(__loader__), type(__spec__.loader)")
+    lp.enable_patch(absent("p"))
+    target = importlib.import_module("lp_later")
+    assert target.seen == (loader, loader)
+    assert type(target.__loader__) is type(target.__spec__.loader) is loader
+    assert target.__spec__.cached == cached
+    assert importlib.util.find_spec("lp_later") is target.__spec__
+    kit.take_out("p")
+
+
+def test_stacked_patches_come_oldest_first(on_disk, called):
+    on_disk("lp_later")
+    lp.enable_patch(absent("a", called=called))
+    lp.enable_patch(absent("b", new=NEW.replace("new", "newer"), called=called))
+    target = importlib.import_module("lp_later")
+    assert target.f() == "newer"
+    assert [(who, which) for who, which, *_ in called] == [
+        ("a", "pre_patch"),
+        ("a", "post_patch"),
+        ("b", "pre_patch"),
+        ("b", "post_patch"),
+    ]
+    kit.take_out("b")
+    assert target.f() == "new"
+    kit.take_out("a")
+    assert target.f() == "old"
+
+
+def test_one_module_is_there_and_another_comes(on_disk, module):
+    on_disk("lp_later")
+    there = module(SOURCE, "lp_there")
+    objects = absent("x").objects + absent("x", "lp_there").objects
+    lp.enable_patch(lp.Patch("p", objects))
+    assert there.f() == "new"
+    target = importlib.import_module("lp_later")
+    assert target.f() == "new"
+    kit.take_out("p")
+    assert there.f() == target.f() == "old"
+
+
+def test_submodules_and_from_imports(on_disk):
+    on_disk("lp_package.__init__", "from .inner import f\ndef g(): return 'old'")
+    on_disk("lp_package.inner", "def f(): return 'old'")
+    objects = (
+        absent("x", "lp_package", functions=("g",)).objects + absent("x", "lp_package.inner", functions=("f",)).objects
+    )
+    lp.enable_patch(lp.Patch("p", objects))
+    from lp_package import f, g
+    from lp_package.inner import f as inner
+
+    assert f is inner
+    assert f() == g() == "new"
+    kit.take_out("p")
+    assert f() == g() == "old"
+
+
+def test_a_module_that_comes_in_the_middle_of_a_transition(on_disk, module, held, called):
+    """The held thread is in the old world for the new module, too, and all others are in the new one."""
+    there = module(
+        "def stay(gate):\n    gate()\n    import lp_later\n    return lp_later.f(), lp_later.g()", "lp_there"
+    )
+    on_disk("lp_later")
+    objects = absent("x", called=called).objects + kit.built("x", there, "def stay(gate): pass", "stay").objects
+    held.begin(there.stay)
+    lp.enable_patch(lp.Patch("p", objects))
+    target = importlib.import_module("lp_later")
+    assert target.f() == "new"
+    assert [which for _, which, *_ in called] == ["pre_patch"], "post_patch comes at completion"
+    assert held.release() == ("old", "old")
+    finish()
+    assert [which for _, which, *_ in called] == ["pre_patch", "post_patch"]
+    assert target.f.__code__.co_filename == "new.py"
+    kit.take_out("p")
+    assert target.f() == "old"
+
+
+def test_a_module_that_comes_while_its_patch_is_being_disabled(on_disk, module, held, called):
+    """It is patched like all others, and unpatched with them: pre_patch and post_unpatch, never post_patch."""
+    there = module("def stay(gate):\n    gate()\n    import lp_later\n    return lp_later.f()", "lp_there")
+    on_disk("lp_later")
+    new = "def stay(gate):\n    gate()\n    import lp_later\n    return lp_later.f()"
+    objects = absent("x", called=called).objects + kit.built("x", there, new, "stay").objects
+    lp.enable_patch(lp.Patch("p", objects))
+    held.begin(there.stay)
+    lp.disable_patch("p")
+    target = importlib.import_module("lp_later")
+    assert target.f() == "old"
+    assert held.release() == "new"
+    finish()
+    assert [which for _, which, *_ in called] == ["pre_patch", "post_unpatch"]
+    assert target.f() == "old"
+    lp.unload_patch("p")
+
+
+def test_threads_of_the_body_are_seen(on_disk, worker):
+    """A module that starts a thread in its body, which is in an old function when the patch comes, in a transition."""
+    gate = kit.Gate()
+    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate, worker=worker())
+    on_disk(
+        "lp_later",
+        SOURCE + "\n    import lp_gate\n    inside = lp_gate.worker.begin(g, lp_gate.gate)\n    lp_gate.gate.arrived()",
+    )
+    on_disk("lp_other", "def stay(gate): gate()")
+    other = importlib.import_module("lp_other")
+    held, first = worker(), kit.Gate()
+    going = held.begin(other.stay, first)
+    first.arrived()
+    objects = absent("x").objects + kit.built("x", other, "def stay(gate): gate()", "stay").objects
+    lp.enable_patch(lp.Patch("p", objects))
+    target = importlib.import_module("lp_later")
+    first.open()
+    going.result(kit.PATIENCE)
+    for _ in range(3):
+        tick()
+    assert kit.blocking() == ["g"]
+    gate.open()
+    assert target.inside.result(kit.PATIENCE) == "old"
+    finish()
+    kit.take_out("p")
+
+
+# -- a module is refused --------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_does_not_fit_is_refused(on_disk, called):
+    on_disk("lp_later", "def other(): pass")
+    lp.enable_patch(absent("p", called=called))
+    logged()
+    with pytest.raises(ImportError, match="Patch 'p' refused 'lp_later': symbol 'f' not found") as caught:
+        importlib.import_module("lp_later")
+    assert caught.value.name == "lp_later"
+    assert isinstance(caught.value.__cause__, lp.LivepatchError)
+    assert logged() == [
+        "symbol 'f' not found in symbol table",
+        f"failed to initialize patch 'p' for module 'lp_later' ({-errno.EINVAL})",
+        "patch 'p' failed for module 'lp_later', refusing to load module 'lp_later'",
+    ]
+    assert called == []
+    no_trace()
+    assert [p.enabled for p in lp.patches()] == [True], "the patch stays"
+    on_disk("lp_later")
+    sys.path_importer_cache.clear()
+    assert importlib.import_module("lp_later").f() == "new", "and a module that fits is welcome"
+    kit.take_out("p")
+
+
+def test_a_callback_refuses_the_module(on_disk, called):
+    on_disk("lp_later")
+    lp.enable_patch(absent("p", called=called, refuse=-errno.ENODEV))
+    logged()
+    with pytest.raises(ImportError, match="Patch 'p' refused 'lp_later'") as caught:
+        importlib.import_module("lp_later")
+    assert caught.value.__cause__.errno == errno.ENODEV
+    assert logged() == [
+        "applying patch 'p' to loading module 'lp_later'",
+        "pre-patch callback failed for object 'lp_later'",
+        "patch 'p' failed for module 'lp_later', refusing to load module 'lp_later'",
+    ]
+    assert [which for _, which, *_ in called] == ["pre_patch"]
+    no_trace()
+    lp.disable_patch("p")
+    lp.unload_patch("p")
+
+
+def test_a_refused_module_is_taken_back_from_the_patches_before(on_disk, called):
+    """They had been applied: pre_unpatch and post_unpatch run for them, in the order of the list."""
+    on_disk("lp_later")
+    lp.enable_patch(absent("a", called=called))
+    lp.enable_patch(absent("b", called=called))
+    lp.enable_patch(absent("c", called=called, refuse=-errno.EBUSY))
+    lp.enable_patch(absent("d", called=called))
+    logged()
+    with pytest.raises(ImportError, match="Patch 'c' refused"):
+        importlib.import_module("lp_later")
+    assert [(who, which, state) for who, which, _, state in called] == [
+        ("a", "pre_patch", "COMING"),
+        ("a", "post_patch", "COMING"),
+        ("b", "pre_patch", "COMING"),
+        ("b", "post_patch", "COMING"),
+        ("c", "pre_patch", "COMING"),
+        ("a", "pre_unpatch", "COMING"),
+        ("a", "post_unpatch", "COMING"),
+        ("b", "pre_unpatch", "COMING"),
+        ("b", "post_unpatch", "COMING"),
+    ]
+    assert logged() == [
+        "applying patch 'a' to loading module 'lp_later'",
+        "applying patch 'b' to loading module 'lp_later'",
+        "applying patch 'c' to loading module 'lp_later'",
+        "pre-patch callback failed for object 'lp_later'",
+        "patch 'c' failed for module 'lp_later', refusing to load module 'lp_later'",
+        "reverting patch 'a' on unloading module 'lp_later'",
+        "reverting patch 'b' on unloading module 'lp_later'",
+    ]
+    no_trace()
+    for name in "dcba":
+        kit.take_out(name)
+
+
+def test_functions_of_a_refused_module_are_the_old_ones_again(on_disk, called):
+    """Its body may have given them to others, who keep them."""
+    kept = sys.modules["lp_kept"] = types.SimpleNamespace()
+    on_disk("lp_later", SOURCE + "\n    import lp_kept\n    lp_kept.f, lp_kept.code = f, f.__code__")
+    lp.enable_patch(absent("a"))
+    lp.enable_patch(absent("b", called=called, refuse=1))
+    with pytest.raises(ImportError):
+        importlib.import_module("lp_later")
+    assert kept.f() == "old"
+    assert kept.f.__code__ is kept.code
+    no_trace()
+    kit.take_out("b")
+    kit.take_out("a")
+
+
+def test_a_redirection_that_fails_refuses_the_module(on_disk, called):
+    """Its own post_unpatch runs: its pre_patch had succeeded."""
+    on_disk("lp_later", "class A:\n    def m(self): return 1\nkept = A()\ndel A")
+    lp.enable_patch(absent("p", new="class A:\n    def m(self): return __class__", functions=("A.m",), called=called))
+    logged()
+    with pytest.raises(ImportError, match="free variables"):
+        importlib.import_module("lp_later")
+    assert [which for _, which, *_ in called] == ["pre_patch", "post_unpatch"]
+    assert logged() == [
+        "applying patch 'p' to loading module 'lp_later'",
+        f"failed to apply patch 'p' to module 'lp_later' ({-errno.EINVAL})",
+        "patch 'p' failed for module 'lp_later', refusing to load module 'lp_later'",
+    ]
+    no_trace()
+    lp.disable_patch("p")
+    lp.unload_patch("p")
+
+
+def test_a_body_that_raises_is_nobodys_business(on_disk, called):
+    on_disk("lp_later", SOURCE + "    raise ValueError('its own')")
+    lp.enable_patch(absent("p", called=called))
+    with pytest.raises(ValueError, match="its own"):
+        importlib.import_module("lp_later")
+    assert called == []
+    no_trace()
+    kit.take_out("p")
+
+
+# -- a module must not come twice -----------------------------------------------------------------------------------
+
+
+def test_reload_of_a_patched_module_is_refused(on_disk):
+    on_disk("lp_later")
+    target = importlib.import_module("lp_later")
+    lp.enable_patch(absent("p"))
+    with pytest.raises(ImportError, match="'lp_later' is patched live by 'p'"):
+        importlib.reload(target)
+    assert target.f() == "new"
+    assert sys.modules["lp_later"] is target
+    kit.take_out("p")
+    assert importlib.reload(target).f() == "old"
+
+
+def test_a_patched_module_that_was_removed_cannot_be_imported_again(on_disk):
+    on_disk("lp_later")
+    target = importlib.import_module("lp_later")
+    lp.enable_patch(absent("p"))
+    del sys.modules["lp_later"]
+    with pytest.raises(ImportError, match="cannot be loaded again"):
+        importlib.import_module("lp_later")
+    kit.take_out("p")
+    assert target.f() == "old"
+    assert importlib.import_module("lp_later") is not target
+
+
+def test_reload_of_another_module_is_not_disturbed(on_disk):
+    on_disk("lp_later")
+    on_disk("lp_other")
+    target, other = importlib.import_module("lp_later"), importlib.import_module("lp_other")
+    lp.enable_patch(absent("p"))
+    importlib.reload(other)
+    assert target.f() == "new"
+    kit.take_out("p")
+
+
+# -- half imported --------------------------------------------------------------------------------------------------
+
+
+def test_a_module_whose_import_began_under_the_patch_is_patched_at_its_end(on_disk, worker):
+    gate = kit.Gate()
+    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
+    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
+    lp.enable_patch(absent("a"))
+    importing = worker().begin(importlib.import_module, "lp_later")
+    gate.arrived()
+    lp.enable_patch(absent("b", new=NEW.replace("new", "newer")))
+    gate.open()
+    target = importing.result(kit.PATIENCE)
+    assert target.f() == "newer", "also by the patch that was enabled in the middle"
+    kit.take_out("b")
+    assert target.f() == "new"
+    kit.take_out("a")
+
+
+def test_a_module_whose_import_began_before_the_patch(on_disk, worker):
+    """Nobody stands before its loader, so nobody can patch it at its end. It must not stay unpatched in silence."""
+    gate = kit.Gate()
+    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
+    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
+    importing = worker().begin(importlib.import_module, "lp_later")
+    gate.arrived()
+    refused = None
+    try:
+        lp.enable_patch(absent("p"))
+    except lp.LivepatchError as error:
+        refused = error
+    gate.open()
+    target = importing.result(kit.PATIENCE)
+    if refused is None:
+        assert target.f() == "new"
+    else:
+        assert refused.symbol in ("EBUSY", "EAGAIN")
+        assert "lp_later" in str(refused)
+        lp.enable_patch(absent("p"))
+    assert target.f() == "new"
+    kit.take_out("p")
+
+
+def test_importing_and_enabling_race(on_disk, monkeypatch):
+    """Whoever wins, in the end the module is patched, or one of the two said no."""
+    for attempt in range(60):
+        name = f"lp_race{attempt}"
+        on_disk(name)
+        start, outcome = threading.Barrier(2), {}
+
+        def enable(name=name, start=start, outcome=outcome):
+            start.wait()
+            try:
+                lp.enable_patch(absent("p", name))
+            except lp.LivepatchError as error:
+                outcome["refused"] = error.symbol
+
+        thread = threading.Thread(target=enable)
+        thread.start()
+        start.wait()
+        target = importlib.import_module(name)
+        thread.join()
+        if "refused" in outcome:
+            assert outcome["refused"] in ("EBUSY", "EAGAIN")
+        else:
+            finish()
+            assert target.f() == "new", f"attempt {attempt}"
+            kit.take_out("p")
+
+
+# -- the finder -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_stands_in_front_of_imports_without_a_patch(on_disk):
+    before = list(sys.meta_path)
+    on_disk("lp_later")
+    lp.enable_patch(absent("p"))
+    assert sys.meta_path != before
+    kit.take_out("p")
+    assert sys.meta_path == before
+    with pytest.raises(lp.LivepatchError):
+        lp.enable_patch(lp.Patch("p", [*absent("x").objects, lp.Object("json", [lp.Func("nothing", lambda: 0)])]))
+    assert sys.meta_path == before
+
+
+def test_others_who_look_for_the_module_find_it(on_disk):
+    """find_spec of a module that a patch waits for neither loads it nor patches anything."""
+    on_disk("lp_later")
+    lp.enable_patch(absent("p"))
+    spec = importlib.util.find_spec("lp_later")
+    assert spec.origin.endswith("lp_later.py")
+    assert "lp_later" not in sys.modules
+    assert importlib.util.find_spec("lp_nowhere") is None
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("lp_nowhere")
+    kit.take_out("p")
+
+
+def test_a_lazily_loaded_module_is_patched_when_it_is_used(on_disk):
+    on_disk("lp_later")
+    lp.enable_patch(absent("p"))
+    spec = importlib.util.find_spec("lp_later")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    target = importlib.util.module_from_spec(spec)
+    sys.modules["lp_later"] = target
+    spec.loader.exec_module(target)
+    assert target.f() == "new"
+    kit.take_out("p")
