@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "livepatch"
 # These go into any process, as one zip: nothing but the standard library may be needed there.
 TRAVELLING = ("core", "agent", "archive")
 LONGEST_FILE = 600
+LONGEST_TEST = 700  # a table of cases is long, and none the harder for it
 
 
 def python_files(*folders: Path) -> Iterator[Path]:
@@ -58,8 +59,9 @@ def test_versions_of_python_are_told_apart_in_one_file():
 
 
 def test_files_fit_on_a_few_screens():
-    longest = {path.relative_to(ROOT): len(lines_of(path)) for path in python_files(SOURCE, ROOT / "tests")}
-    assert not {path: length for path, length in longest.items() if length > LONGEST_FILE}
+    for folder, limit in ((SOURCE, LONGEST_FILE), (ROOT / "tests", LONGEST_TEST)):
+        lengths = {path.relative_to(ROOT): len(lines_of(path)) for path in python_files(folder)}
+        assert not {path: length for path, length in lengths.items() if length > limit}
 
 
 @pytest.mark.parametrize("package", TRAVELLING)

@@ -1,108 +1,356 @@
-"""A forked child keeps what its parent had, and can go on by itself."""
+"""os.fork(), in and out of a transition: the child keeps the patches, completes the transition, and can do everything.
 
-from __future__ import annotations
+Each case is a script in a process of its own, so that no thread of the test runner is forked.
+"""
 
-import os
+import json
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
-# The parent forks inside of a transition that a thread holds up, and outside of one; the child says what it sees.
-PROGRAM = """
-import os, sys, threading
+PRELUDE = """
+import json, logging, os, sys, threading, time, traceback, types, warnings
+logging.getLogger("livepatch").addHandler(logging.NullHandler())
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: that is what this is about
 import livepatch as lp
 from livepatch.core import registry
+from livepatch.core.codes import definitions
+from livepatch.testing import finish, manual_rounds, tick
 
-parked = threading.Event()
-reached = threading.Event()
-
+SOURCE = '''
 def f(): return "old"
-def park():
-    reached.set()
-    parked.wait()
-def new_f(): return "new"
-def new_park(): pass
+def gen():
+    yield "old"
+    yield f()
+def stay(gate=None, *args):
+    if gate: gate(*args)
+    return "old", f()
+'''
+target = sys.modules["target"] = types.ModuleType("target")
+exec(compile(SOURCE, "old.py", "exec"), target.__dict__)
 
-def patch(name="p"):
-    return lp.Patch(name, [lp.Object(None, [lp.Func("f", new_f), lp.Func("park", new_park)])])
+def patch(name="p", word="new"):
+    codes = {d.name: d.code for d in definitions(compile(SOURCE.replace("old", word), "new.py", "exec"))}
+    return lp.Patch(name, [lp.Object("target", [lp.Func(n, lp.Body(codes[n])) for n in ("f", "gen", "stay")])])
 
-def in_child(look):
-    sys.stdout.flush()
+def in_child(function):
+    "What the function returns in a child; an error there is one here."
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            look()
-            sys.stdout.flush()
-        except BaseException as error:
-            print("FAILED", repr(error), flush=True)
-            os._exit(1)
+            said = {"value": function()}
+        except BaseException:
+            said = {"error": traceback.format_exc()}
+        os.write(writer, json.dumps(said).encode())
         os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
+    os.close(writer)
+    with open(reader) as pipe:
+        said = json.load(pipe)
+    os.waitpid(pid, 0)
+    assert "error" not in said, said["error"]
+    return said["value"]
 
-def until_in():
-    assert lp.wait("p", 60)
-    print([p.transition for p in lp.patches()], f())
+class Held:
+    "A thread inside of `stay`."
+    def __init__(self, inside=lambda: None):
+        self.reached, self.go, self.met = threading.Event(), threading.Event(), []
+        self.thread = threading.Thread(target=lambda: self.met.append(target.stay(self.gate)), daemon=True)
+        self.inside = inside
+        self.thread.start()
+        assert self.reached.wait(60)
+    def gate(self):
+        self.reached.set()
+        assert self.go.wait(60)
+        self.inside()
+    def release(self):
+        self.go.set()
+        self.thread.join(60)
+        return self.met[0]
 
-def take_out():
-    lp.disable_patch("p", timeout=60)
-    assert lp.wait("p", 60)
-    print(lp.patches(), f())
+def status():
+    return [(p.name, p.enabled, p.transition) for p in lp.patches()]
 
-if sys.argv[1] == "inside":
-    thread = threading.Thread(target=park, daemon=True)
-    thread.start()
-    reached.wait()
-    lp.enable_patch(patch())
-    print([p.transition for p in lp.patches()], f())
-    in_child(until_in)
-    print([p.transition for p in lp.patches()], f())
-    parked.set()
-    assert lp.wait("p", 60)
-else:
-    lp.enable_patch(patch(), timeout=60)
-    in_child(take_out)
-take_out()
+def by_itself(condition):
+    "Waits without making rounds."
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, lp.tasks()
+        time.sleep(0.002)
+    return True
 """
 
 
-@pytest.mark.parametrize(
-    ("when", "said"),
-    [
-        ("inside", ["[True] new", "[False] new", "[True] new", "[] old"]),
-        ("outside", ["[] old", "[] old"]),
-    ],
-)
-def test_fork(when, said):
-    """The thread that holds the parent's transition up does not exist in the child, whose transition completes."""
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, when]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def run(script: str):
+    """Run it and give what it said last, as JSON."""
+    text = PRELUDE + textwrap.dedent(script)
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines() == said
+    assert not done.stderr, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_forks_while_patches_go_in_and_out(module, worker):
-    """No child may find a lock that is held by a thread that it does not have."""
-    from tests.core import kit
+pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 
-    import livepatch as lp
 
-    target = module("def f(): return 'old'")
-    stop = []
-
-    def change() -> None:
-        while not stop:
-            lp.enable_patch(kit.built("p", target, "def f(): return 'new'", "f"), timeout=60)
-            lp.disable_patch("p", timeout=60)
-            kit.until(lambda: not lp.patches())
+def test_a_child_keeps_the_patches_and_has_a_life_of_its_own():
+    said = run(
+        """
+        lp.enable_patch(patch())
+        finish()
+        def child():
+            seen = [target.f(), status()]
+            lp.disable_patch("p")
+            finish()
             lp.unload_patch("p")
+            seen += [target.f(), status()]
+            lp.enable_patch(patch("q", "newer"))
+            finish()
+            return [*seen, target.f(), in_child(lambda: target.f())]
+        print(json.dumps([in_child(child), target.f(), status()]))
+        """
+    )
+    assert said == [
+        ["new", [["p", True, False]], "old", [], "newer", "newer"],
+        "new",
+        [["p", True, False]],
+    ]
 
-    changing = worker().begin(change)
-    for _ in range(30):
-        pid = os.fork()
-        if pid == 0:
-            # Needs both locks, and the threads' own.
-            os._exit(0 if target.f() in ("old", "new") and lp.tasks() is not None and lp.wait("p", 30) else 1)
-        assert os.waitpid(pid, 0)[1] == 0
-    stop.append(True)
-    changing.result(60)
+
+def test_a_child_completes_the_transition_that_its_parent_is_held_in():
+    """The thread that holds it does not exist in the child."""
+    said = run(
+        """
+        with manual_rounds():
+            held = Held()
+            lp.enable_patch(patch())
+            before = status()
+            def child():
+                tick()
+                return [status(), target.f()]
+            inside = in_child(child)
+            after = status()
+            released = held.release()
+            finish()
+            print(json.dumps([before, inside, after, released, status(), target.f()]))
+        """
+    )
+    running, over = [["p", True, True]], [["p", True, False]]
+    assert said == [running, [over, "new"], running, ["old", "old"], over, "new"]
+
+
+@pytest.mark.parametrize("operation", ["disable", "force"])
+def test_a_child_can_reverse_or_force_what_it_inherited(operation):
+    said = run(
+        f"""
+        with manual_rounds():
+            held = Held()
+            lp.enable_patch(patch())
+            def child():
+                if {operation!r} == "disable":
+                    lp.disable_patch("p")
+                else:
+                    lp.force_transition("p")
+                finish()
+                return [status(), target.f()]
+            print(json.dumps([in_child(child), held.release()]))
+        """
+    )
+    assert said == [[[], "old"] if operation == "disable" else [[["p", True, False]], "new"], ["old", "old"]]
+
+
+def test_a_thread_that_forks_inside_of_an_old_function_stays_in_its_world():
+    """In the child it is the only task there is, and it holds the transition until it is out."""
+    said = run(
+        """
+        seen, pids = [], []
+        reader, writer = os.pipe()
+        def gate():
+            lp.enable_patch(patch())
+            tick()
+            pids.append(os.fork())
+            for _ in range(3):
+                tick()
+            seen.extend([status(), target.f(), [t.blocking[0].split()[0] for t in lp.tasks() if t.blocking]])
+        with manual_rounds():
+            met = target.stay(gate)
+            finish()
+        said = json.dumps([seen, met, status(), target.f()])
+        if pids[0] == 0:
+            os.write(writer, said.encode())
+            os._exit(0)
+        os.close(writer)
+        print(json.dumps([json.loads(said), json.load(os.fdopen(reader))]))
+        """
+    )
+    seen = [[["p", True, True]], "old", ["stay"]]
+    assert said == [[seen, ["old", "old"], [["p", True, False]], "new"]] * 2
+
+
+def test_a_moved_thread_that_forks_has_moved_in_the_child():
+    said = run(
+        """
+        with manual_rounds():
+            held = Held()
+            lp.enable_patch(patch())
+            first = target.f()
+            print(json.dumps([first, in_child(lambda: [status(), target.f()]), held.release()]))
+            finish()
+        """
+    )
+    assert said == ["new", [[["p", True, True]], "new"], ["old", "old"]]
+
+
+def test_generators_of_threads_that_are_gone_hold_nothing_and_those_in_variables_do():
+    said = run(
+        """
+        with manual_rounds():
+            begun, go = threading.Event(), threading.Event()
+            def inside():
+                for _ in target.gen():
+                    begun.set()
+                    assert go.wait(60)
+            held = Held(inside)
+            lp.enable_patch(patch())
+            held.go.set()
+            assert begun.wait(60)
+            tick()
+            def child():
+                tick()
+                return [status(), target.f()]
+            first = [status(), in_child(child)]
+            go.set()
+            held.release()
+            finish()
+            lp.disable_patch("p")
+            finish()
+            lp.unload_patch("p")
+            kept = target.gen()
+            next(kept)
+            lp.enable_patch(patch())
+            def child():
+                tick()
+                seen = status()
+                kept.close()
+                finish()
+                return [seen, status()]
+            print(json.dumps([first, in_child(child)]))
+            kept.close()
+        """
+    )
+    running, over = [["p", True, True]], [["p", True, False]]
+    assert said == [[running, [over, "new"]], [running, over]]
+
+
+def test_a_child_makes_its_rounds_by_itself():
+    """The thread that makes them does not exist in the child; it has one of its own when it needs it."""
+    said = run(
+        """
+        held = Held()
+        lp.enable_patch(patch())
+        def child():
+            by_itself(lambda: status() == [("p", True, False)])
+            lp.disable_patch("p")
+            by_itself(lambda: not status())
+            return target.f()
+        inside = in_child(child)
+        held.release()
+        by_itself(lambda: status() == [("p", True, False)])
+        print(json.dumps([inside, target.f()]))
+        """
+    )
+    assert said == ["old", "new"]
+
+
+def test_fork_in_a_callback():
+    """The mutex is held, by the thread that forks. The operation is not going on in the child's other threads."""
+    said = run(
+        """
+        results = []
+        def child():
+            return [target.f(), [p.name for p in lp.patches()]]
+        made = patch()
+        made.objects[0].callbacks.post_patch = lambda obj: results.append(in_child(child))
+        lp.enable_patch(made)
+        finish()
+        print(json.dumps([results, target.f()]))
+        """
+    )
+    assert said == [[["new", ["p"]]], "new"]
+
+
+def test_forks_while_everything_is_going_on():
+    """Threads in trampolines, patches going in and out, and children in the middle of it that do the same."""
+    said = run(
+        """
+        sys.setswitchinterval(1e-4)
+        stop, torn = threading.Event(), []
+        def hammer():
+            while not stop.is_set():
+                met = target.stay()
+                if len(set(met)) != 1:
+                    torn.append(met)
+        def patches():
+            while not stop.is_set():
+                lp.enable_patch(patch(), timeout=60)
+                lp.disable_patch("p", timeout=60)
+                lp.unload_patch("p")
+        threads = [threading.Thread(target=t, daemon=True) for t in (hammer, hammer, patches)]
+        for thread in threads:
+            thread.start()
+        def child():
+            met = {target.stay() for _ in range(100)}
+            by_itself(lambda: not any(p.transition for p in lp.patches()))
+            if lp.patches():
+                lp.disable_patch("p", timeout=60)
+            if registry.loaded():
+                lp.unload_patch("p")
+            lp.enable_patch(patch("q"), timeout=60)
+            return [target.f(), all(len(set(words)) == 1 for words in met)]
+        said = [in_child(child) for _ in range(25)]
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+        print(json.dumps([len(said), sorted(map(tuple, set(map(tuple, said)))), torn]))
+        """
+    )
+    assert said == [25, [["new", True]], []]
+
+
+def test_multiprocessing_children():
+    said = run(
+        """
+        import multiprocessing
+        def work(word): return [word, target.f()]
+        lp.enable_patch(patch())
+        finish()
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(json.dumps(pool.map(work, ["a", "b", "c"])))
+        """
+    )
+    assert said == [["a", "new"], ["b", "new"], ["c", "new"]]
+
+
+def test_thread_starter_is_given_back_in_the_child():
+    said = run(
+        """
+        before = dict(vars(threading))
+        with manual_rounds():
+            held = Held()
+            lp.enable_patch(patch())
+            def child():
+                tick()
+                met = []
+                thread = threading.Thread(target=lambda: met.append(target.f()))
+                thread.start()
+                thread.join()
+                changed = [name for name in before if vars(threading)[name] is not before[name]]
+                return [met, [name for name in changed if "start" in name]]
+            print(json.dumps(in_child(child)))
+            held.release()
+            finish()
+        """
+    )
+    assert said == [["new"], []]

@@ -13,7 +13,7 @@ from tests.core import kit
 
 import livepatch as lp
 from livepatch.core import log, redirect
-from livepatch.testing import finish, tick
+from livepatch.testing import finish
 
 pytestmark = pytest.mark.usefixtures("rounds_by_hand")
 
@@ -25,6 +25,7 @@ SOURCE = """
     early = f()
 """
 NEW = SOURCE.replace("old", "new")
+STAY = "def stay(gate):\n    gate()\n    import lp_later\n    return lp_later.f()"
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def no_trace(name="lp_later"):
     assert not redirect.redirections
 
 
-# -- a module comes -------------------------------------------------------------------------------------------------
+# -- a module comes --------------------------------------------------------------------------------------------
 
 
 def test_a_patch_is_applied_when_its_module_is_imported(on_disk, called):
@@ -144,12 +145,12 @@ def test_one_module_is_there_and_another_comes(on_disk, module):
 
 
 def test_submodules_and_from_imports(on_disk):
-    on_disk("lp_package.__init__", "from .inner import f\ndef g(): return 'old'")
-    on_disk("lp_package.inner", "def f(): return 'old'")
-    objects = (
-        absent("x", "lp_package", functions=("g",)).objects + absent("x", "lp_package.inner", functions=("f",)).objects
-    )
-    lp.enable_patch(lp.Patch("p", objects))
+    outer, inner = "from .inner import f\ndef g(): return 'old'", "def f(): return 'old'"
+    on_disk("lp_package.__init__", outer)
+    on_disk("lp_package.inner", inner)
+    parts = [("lp_package", outer, "g"), ("lp_package.inner", inner, "f")]
+    patches = [absent("x", name, source.replace("old", "new"), (function,)) for name, source, function in parts]
+    lp.enable_patch(lp.Patch("p", [obj for patch in patches for obj in patch.objects]))
     from lp_package import f, g
     from lp_package.inner import f as inner
 
@@ -181,10 +182,9 @@ def test_a_module_that_comes_in_the_middle_of_a_transition(on_disk, module, held
 
 def test_a_module_that_comes_while_its_patch_is_being_disabled(on_disk, module, held, called):
     """It is patched like all others, and unpatched with them: pre_patch and post_unpatch, never post_patch."""
-    there = module("def stay(gate):\n    gate()\n    import lp_later\n    return lp_later.f()", "lp_there")
+    there = module(STAY, "lp_there")
     on_disk("lp_later")
-    new = "def stay(gate):\n    gate()\n    import lp_later\n    return lp_later.f()"
-    objects = absent("x", called=called).objects + kit.built("x", there, new, "stay").objects
+    objects = absent("x", called=called).objects + kit.built("x", there, STAY, "stay").objects
     lp.enable_patch(lp.Patch("p", objects))
     held.begin(there.stay)
     lp.disable_patch("p")
@@ -197,34 +197,7 @@ def test_a_module_that_comes_while_its_patch_is_being_disabled(on_disk, module, 
     lp.unload_patch("p")
 
 
-def test_threads_of_the_body_are_seen(on_disk, worker):
-    """A module that starts a thread in its body, which is in an old function when the patch comes, in a transition."""
-    gate = kit.Gate()
-    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate, worker=worker())
-    on_disk(
-        "lp_later",
-        SOURCE + "\n    import lp_gate\n    inside = lp_gate.worker.begin(g, lp_gate.gate)\n    lp_gate.gate.arrived()",
-    )
-    on_disk("lp_other", "def stay(gate): gate()")
-    other = importlib.import_module("lp_other")
-    held, first = worker(), kit.Gate()
-    going = held.begin(other.stay, first)
-    first.arrived()
-    objects = absent("x").objects + kit.built("x", other, "def stay(gate): gate()", "stay").objects
-    lp.enable_patch(lp.Patch("p", objects))
-    target = importlib.import_module("lp_later")
-    first.open()
-    going.result(kit.PATIENCE)
-    for _ in range(3):
-        tick()
-    assert kit.blocking() == ["g"]
-    gate.open()
-    assert target.inside.result(kit.PATIENCE) == "old"
-    finish()
-    kit.take_out("p")
-
-
-# -- a module is refused --------------------------------------------------------------------------------------------
+# -- a module is refused ---------------------------------------------------------------------------------------
 
 
 def test_a_module_that_does_not_fit_is_refused(on_disk, called):
@@ -345,7 +318,7 @@ def test_a_body_that_raises_is_nobodys_business(on_disk, called):
     kit.take_out("p")
 
 
-# -- a module must not come twice -----------------------------------------------------------------------------------
+# -- a module must not come twice ------------------------------------------------------------------------------
 
 
 def test_reload_of_a_patched_module_is_refused(on_disk):
@@ -382,7 +355,7 @@ def test_reload_of_another_module_is_not_disturbed(on_disk):
     kit.take_out("p")
 
 
-# -- half imported --------------------------------------------------------------------------------------------------
+# -- half imported ---------------------------------------------------------------------------------------------
 
 
 def test_a_module_whose_import_began_under_the_patch_is_patched_at_its_end(on_disk, worker):
@@ -452,7 +425,7 @@ def test_importing_and_enabling_race(on_disk, monkeypatch):
             kit.take_out("p")
 
 
-# -- the finder -----------------------------------------------------------------------------------------------------
+# -- the finder ------------------------------------------------------------------------------------------------
 
 
 def test_nothing_stands_in_front_of_imports_without_a_patch(on_disk):

@@ -5,20 +5,26 @@ Each fact has a test in `tests/core/test_cpython.py` that fails when it stops be
 
 from __future__ import annotations
 
-import gc
+import importlib._bootstrap as _bootstrap
 import platform
 import sys
 import threading
-from types import FunctionType
 from typing import Any
+
+from .heap import referrers
 
 VERSION = sys.version_info[:2]
 
+
+def _function() -> None:
+    """To be asked what functions have: their type would answer for itself."""
+
+
 #: Annotations are computed on demand by `__annotate__` (PEP 649); reading `__annotations__` may raise.
-LAZY_ANNOTATIONS = hasattr(FunctionType, "__annotate__")
+LAZY_ANNOTATIONS = hasattr(_function, "__annotate__")
 
 #: Functions have `__type_params__` (PEP 695).
-TYPE_PARAMS = hasattr(FunctionType, "__type_params__")
+TYPE_PARAMS = hasattr(_function, "__type_params__")
 
 #: `sys.remote_exec` exists (PEP 768).
 REMOTE_EXEC = hasattr(sys, "remote_exec")
@@ -45,6 +51,13 @@ def thread_ident(started: Any, arguments: dict[str, Any]) -> int | None:
     return getattr(handle, "ident", None) if handle is not None else started
 
 
+def importing(name: str) -> bool:
+    """Whether some thread is importing this module just now: then it holds the module's own lock."""
+    reference = _bootstrap._module_locks.get(name)  # type: ignore[attr-defined]
+    lock = reference() if reference is not None else None
+    return lock is not None and getattr(lock, "owner", None) is not None
+
+
 def asyncio_tasks(asyncio: Any) -> list[Any]:
     """All asyncio tasks that are not done, of every loop and thread; may be called from any thread.
 
@@ -63,6 +76,6 @@ def asyncio_tasks(asyncio: Any) -> list[Any]:
         classes = [asyncio.Task]
         for cls in classes:
             classes += cls.__subclasses__()
-        found += [task for task in gc.get_referrers(*classes) if isinstance(task, asyncio.Task)]
+        found += [task for task in referrers(*classes) if isinstance(task, asyncio.Task)]
     unique = {id(task): task for task in found if task is not None}
     return [task for task in unique.values() if not task.done()]

@@ -23,8 +23,9 @@ from typing import Any
 class _Loader:
     """Stands before a module's loader for as long as the module is being loaded."""
 
-    def __init__(self, loader: Any, coming: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: Any, loading: set[str], coming: Callable[[ModuleType], None]) -> None:
         self._loader = loader
+        self._loading = loading
         self._coming = coming
 
     def __getattr__(self, name: str) -> Any:
@@ -40,8 +41,14 @@ class _Loader:
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        self._coming(sys.modules.get(module.__name__, module))
+        name = module.__name__
+        self._loading.add(name)
+        try:
+            self._loader.exec_module(module)
+        except BaseException:
+            self._loading.discard(name)
+            raise
+        self._coming(sys.modules.get(name, module))
 
 
 class Finder:
@@ -56,6 +63,8 @@ class Finder:
         self._awaited = awaited
         self._refused = refused
         self._coming = coming
+        #: Modules whose bodies run, and for which `coming` will be called, which takes them off.
+        self.loading: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -71,7 +80,7 @@ class Finder:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader, self._coming)  # type: ignore[assignment]
+                    spec.loader = _Loader(spec.loader, self.loading, self._coming)  # type: ignore[assignment]
                 return spec
         return None
 

@@ -125,8 +125,7 @@ class Redirection:
             codes = [func.new_func.code, self.direct(func)]
         else:
             codes = [func.new_func.__code__, self.direct(func)]
-        copies = [(base, copy) for base, reference in _copies.get(id(self.original), ()) if (copy := reference())]
-        return codes + [copy for base, copy in copies if any(base is code for code in codes)]
+        return codes + [copy for copy, base in _copies.of(self.original) if any(base is code for code in codes)]
 
     def codes(self) -> list[CodeType]:
         """All code under which a function object of this redirection can be found."""
@@ -231,7 +230,7 @@ class Redirection:
         births = {key: inner.birth(state) for key, inner in self._nested.items() if inner is not self}
         copy = replace_constants(code, births)
         if copy is not code:
-            _copies.setdefault(id(self.original), []).append((code, weakref.ref(copy)))
+            _copies.add(copy, self.original, code)
         return copy
 
     def birth(self, state: int) -> CodeType:
@@ -273,7 +272,7 @@ class Redirection:
 
     def stale(self) -> list[CodeType]:
         """Trampolines of earlier transitions that somebody is still in, or that late closures still carry."""
-        return [code for reference in _stale.get(id(self.original), ()) if (code := reference()) is not None]
+        return [code for code, _ in _stale.of(self.original)]
 
     def forget_transition(self) -> None:
         """No function object carries a trampoline any more: let go of everything that served them.
@@ -283,32 +282,40 @@ class Redirection:
         (klp_synchronize_transition); we remember the code for as long as a frame keeps it alive. A frame may also run a
         copy of a version that gives birth to trampolines, and make closures long after the transition.
         """
-        codes = [*self.stale(), *self._trampolines, *self._births.values()]
-        references = [weakref.ref(code) for code in codes]
+        for code in [*self._trampolines, *self._births.values()]:
+            _stale.add(code, self.original)
         self._transition = None
         self._nested = {}
         self._trampolines = []
         self._births = {}
         # By id: another `Func` may get the id of one that was taken off.
         self._direct = {id(func): self.direct(func) for func in self.stack}
-        codes.clear()
-        _keep(_stale, self.original, [reference for reference in references if reference() is not None])
-        copies = _copies.get(id(self.original), [])
-        _keep(_copies, self.original, [(base, reference) for base, reference in copies if reference() is not None])
 
 
-def _keep(table: dict[int, list[Any]], original: CodeType, left: list[Any]) -> None:
-    if left:
-        table[id(original)] = left
-    else:
-        table.pop(id(original), None)
+class Remembered:
+    """Code objects that somebody may still run, by weak reference, each with the original that it belongs to."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[int, CodeType, weakref.ref[CodeType]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, code: CodeType, original: CodeType, note: CodeType | None = None) -> None:
+        key = id(code)
+        self._entries[key] = id(original), note or original, weakref.ref(code, lambda _: self._entries.pop(key, None))
+
+    def of(self, original: CodeType) -> list[tuple[CodeType, CodeType]]:
+        """(code, note) of those of an original that are alive. The note is another code, or the original."""
+        mine = [entry for entry in tuple(self._entries.values()) if entry[0] == id(original)]
+        return [(code, note) for _, note, reference in mine if (code := reference()) is not None]
 
 
-#: Trampolines of transitions that are over, by the id of the original code; most are dead at once.
-_stale: dict[int, list[weakref.ref[CodeType]]] = {}
+#: Trampolines of transitions that are over; most die at once.
+_stale = Remembered()
 
-#: Copies of versions that give birth to trampolines, with what they are copies of, by the id of the original code.
-_copies: dict[int, list[tuple[CodeType, weakref.ref[CodeType]]]] = {}
+#: Copies of versions that give birth to trampolines, each with what it is a copy of.
+_copies = Remembered()
 
 #: All redirections, by the id of the original code.
 redirections: dict[int, Redirection] = {}

@@ -26,7 +26,7 @@ from .modules import Finder
 from .redirect import Redirection, redirections
 from .resolve import check_author, init_object, init_patch
 from .stacks import Footprint
-from .symbols import Tables
+from .symbols import Tables, loaded_module
 from .transition import PATCHED, SIGNALS_TIMEOUT, UNPATCHED, Transition
 
 
@@ -144,8 +144,12 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
         _loaded[patch.name] = patch
         _await_modules()
         try:
+            _check_imports(patch)
             _enable(patch)
         except BaseException:
+            if patch in _listed:
+                _listed.remove(patch)
+                _await_modules()
             del _loaded[patch.name]
             raise
     if timeout > 0:
@@ -300,18 +304,28 @@ def _coming(module: ModuleType) -> None:
             obj.module, obj.module_state = module, "COMING"
             try:
                 _apply_to_coming(patch, obj)
-            except LivepatchError as error:
+            except Exception as error:
                 log.warning(
                     f"patch '{patch.name}' failed for module '{obj.name}', refusing to load module '{obj.name}'"
                 )
                 obj.init()
-                for earlier, done in reversed(applied):
+                for earlier, done in applied:
                     _revert_coming(earlier, done)
+                _finder.loading.discard(module.__name__)
                 raise ImportError(f"Patch '{patch.name}' refused '{obj.name}': {error}", name=obj.name) from error
             applied.append((patch, obj))
         for _, obj in applied:
             obj.module_state = "LIVE"
+        _finder.loading.discard(module.__name__)
         _await_modules()
+
+
+def _check_imports(patch: Patch) -> None:
+    """A module whose import began before anybody waited for it cannot be patched at its end: refuse the patch."""
+    for obj in patch.objects:
+        absent = obj.name is not None and obj.module is None and obj.name not in _finder.loading
+        if absent and (cpython.importing(str(obj.name)) or loaded_module(obj.name) is not None):
+            raise LivepatchError(errno.EBUSY, f"Module '{obj.name}' is being imported just now; try again.")
 
 
 def _apply_to_coming(patch: Patch, obj: Object) -> None:
@@ -327,7 +341,13 @@ def _apply_to_coming(patch: Patch, obj: Object) -> None:
     in_transition = _changing is not None and _changing[0] is patch
     for func in obj.all_funcs():
         func.transition = in_transition
-    objects.patch_object(obj, found, _running()[1] if in_transition else None)
+    try:
+        objects.patch_object(obj, found, _running()[1] if in_transition else None)
+    except Exception as error:
+        number = error.errno if isinstance(error, LivepatchError) else errno.EINVAL
+        log.warning(f"failed to apply patch '{patch.name}' to module '{obj.name}' ({-(number or 0)})")
+        _unpatch_coming(obj)
+        raise
     if in_transition:
         _running()[1].renew(objects.suspendable(patch))
     else:
@@ -337,12 +357,16 @@ def _apply_to_coming(patch: Patch, obj: Object) -> None:
 def _revert_coming(patch: Patch, obj: Object) -> None:
     if _changing is None or _changing[0] is not patch:
         callbacks.pre_unpatch(obj)
+    log.notice(f"reverting patch '{patch.name}' on unloading module '{obj.name}'")
+    _unpatch_coming(obj)
+    obj.init()
+
+
+def _unpatch_coming(obj: Object) -> None:
     touched = objects.fronts(obj)
     objects.unpatch_object(obj)
     objects.settle(touched)
-    obj.module_state = "GOING"
     callbacks.post_unpatch(obj)
-    obj.init()
 
 
 _finder = Finder(lambda name: bool(_waiting_for(name)), _refused, _coming)

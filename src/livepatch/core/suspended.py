@@ -76,7 +76,8 @@ class Suspended:
     """The suspended frames of a transition. All methods are called under the switch lock.
 
     Entries vanish by themselves when their object dies, at any time and without the lock: hence the copies made
-    by one call in C before anything is walked.
+    by one call in C before anything is walked. `list` makes them in one step; `tuple` may run the collector in the
+    middle of it.
     """
 
     def __init__(self) -> None:
@@ -131,14 +132,14 @@ class Suspended:
 
     def disown(self, task: Hashable) -> None:
         """A task has ended. What it leaves behind belongs to nobody known."""
-        for key, entry in tuple(self._by_owner.pop(task, {}).items()):
+        for key, entry in list(self._by_owner.pop(task, {}).items()):
             if entry.live() is not None:
                 entry.owner = None
                 self._by_owner.setdefault(None, {})[key] = entry
 
     def drop(self, task: Hashable) -> None:
         """A task does not exist in this process; what it was in the middle of will never go on."""
-        for entry in tuple(self._by_owner.pop(task, {}).values()):
+        for entry in list(self._by_owner.pop(task, {}).values()):
             self._by_id.pop(entry.key, None)
 
     def strays(self, entry: Entry) -> bool:
@@ -151,15 +152,15 @@ class Suspended:
 
     def any_strays(self) -> bool:
         """There is one of the former."""
-        return any(self.strays(entry) for entry in tuple(self._by_id.values()))
+        return any(self.strays(entry) for entry in list(self._by_id.values()))
 
     def any_ahead(self) -> bool:
         """There is one of the latter."""
-        return any(self.runs_ahead(entry) for entry in tuple(self._by_id.values()))
+        return any(self.runs_ahead(entry) for entry in list(self._by_id.values()))
 
     def of(self, owner: Hashable | None) -> list[object]:
         """Those in code to be left that belong to this task; to None: to nobody known."""
-        entries = tuple(self._by_owner.get(owner, {}).values())
+        entries = list(self._by_owner.get(owner, {}).values())
         live = [entry.live() for entry in entries if entry.code in self._forbidden]
         found = [thing for thing in live if thing is not None]
         return found + self.greenlets() if owner is None and self._greenlets else found
@@ -170,7 +171,7 @@ class Suspended:
 
     def live(self) -> list[object]:
         """All in code to be left."""
-        return [thing for owner in {None, *self._by_owner} for thing in self.of(owner)]
+        return [thing for owner in [None, *list(self._by_owner)] for thing in self.of(owner)]
 
     def clear(self) -> None:
         """Follow nothing any more."""

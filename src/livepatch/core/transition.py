@@ -303,7 +303,7 @@ class Transition:
         self._epoch += 1
         self.calls.clear()
         self.target = self.goal
-        self.pending = {task for task, goal in self.states.items() if goal is not self.target}
+        self.pending = {task for task, goal in self.states.copy().items() if goal is not self.target}
         self.rounds = 0
         self._renew_fast()
         for kind in self.kinds:
@@ -361,7 +361,7 @@ class Transition:
         kept: list[object] = []
         with switch_lock:
             for kind in self.kinds:
-                for task in kind.finished(self.pending):
+                for task in kind.finished(self.pending.copy()):
                     kept.append(task)
                     self.forget(task)
             self._renew_fast()

@@ -106,7 +106,7 @@ class Loops:
         future = asyncio.Future
         by_loop: dict[int, tuple[Any, list[Any]]] = {}
         with switch_lock:
-            for task in transition.pending:
+            for task in transition.pending.copy():  # a finalizer may run a new task right here
                 if isinstance(task, future):
                     loop = task.get_loop()
                     by_loop.setdefault(id(loop), (loop, []))[1].append(task)

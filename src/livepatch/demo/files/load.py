@@ -167,7 +167,12 @@ async def main() -> None:
     tasks = [asyncio.create_task(each) for each in work]
 
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def listen() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     while not ended.is_set():
         await asyncio.sleep(0.1)
         print(seen.line(), flush=True)

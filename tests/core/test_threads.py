@@ -1,0 +1,458 @@
+"""Threads: born at every time, busy, interrupted by signals and finalizers, in pools, switched below Python."""
+
+import _thread
+import concurrent.futures
+import gc
+import signal
+import sys
+import threading
+
+import pytest
+from tests.core import kit
+
+import livepatch as lp
+from livepatch.core import registry
+from livepatch.core.tasks import exempt_thread
+from livepatch.core.transition import exempt_threads
+from livepatch.testing import finish, tick
+
+pytestmark = pytest.mark.usefixtures("rounds_by_hand")
+
+SOURCE = """
+    def g(): return "old"
+    def f(): return "old", g()
+    def stay(gate):
+        first = f()
+        gate()
+        return first, f()
+"""
+NEW = SOURCE.replace("old", "new")
+OLD, NEWS = ("old", "old"), ("new", "new")
+
+
+@pytest.fixture
+def target(module):
+    return module(SOURCE)
+
+
+@pytest.fixture
+def patch(target):
+    return kit.built("p", target, NEW, "f", "g", "stay")
+
+
+def in_thread(function):
+    met = []
+    thread = threading.Thread(target=lambda: met.append(function()))
+    thread.start()
+    thread.join(kit.PATIENCE)
+    return met[0]
+
+
+def moved():
+    return registry.running_transition().moved
+
+
+# -- born at every time -------------------------------------------------------------------------------------------
+
+
+def test_a_new_thread_is_of_the_world_of_the_thread_that_starts_it(target, patch, worker):
+    held, gate, met = worker(), kit.Gate(), []
+    inside = held.begin(target.stay, lambda: (gate(), met.append(in_thread(target.f))))
+    gate.arrived()
+    lp.enable_patch(patch)
+    assert in_thread(target.f) == NEWS
+    gate.open()
+    assert inside.result(kit.PATIENCE) == (OLD, OLD)
+    assert met == [OLD]
+    finish()
+    kit.take_out("p")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda f: threading.Timer(0, f), lambda f: type("T", (threading.Thread,), {"run": f})()]
+)
+def test_other_ways_to_start_a_thread(target, patch, worker, make):
+    held, gate, met = worker(), kit.Gate(), []
+
+    def start():
+        gate()
+        thread = make(lambda *_: met.append(target.f()))
+        thread.start()
+        thread.join(kit.PATIENCE)
+
+    inside = held.begin(target.stay, start)
+    gate.arrived()
+    lp.enable_patch(patch)
+    gate.open()
+    inside.result(kit.PATIENCE)
+    assert met == [OLD]
+    finish()
+    kit.take_out("p")
+
+
+def test_a_thread_that_nobody_knows_starts_in_the_old_world_and_moves_at_its_first_exit(target, patch, held):
+    """`_thread`, and threads of C code."""
+    held.begin(target.stay)
+    lp.enable_patch(patch)
+    met, done = [], threading.Event()
+
+    def strange():
+        met.extend([target.f(), target.f()])
+        done.set()
+
+    before = moved()["exit"]
+    _thread.start_new_thread(strange, ())
+    assert done.wait(kit.PATIENCE)
+    assert met == [OLD, NEWS]
+    assert moved()["exit"] == before + 1
+    held.release()
+    finish()
+    kit.take_out("p")
+
+
+def test_threads_that_are_born_and_die_by_the_hundred(target, patch, held):
+    """Their idents are used again, by threads of the other world."""
+    held.begin(target.stay)
+    lp.enable_patch(patch)
+    for _ in range(100):
+        assert in_thread(target.f) == NEWS
+    tick()
+    assert lp.patches()[0].left == 1
+    assert len(registry.running_transition().states) < 60
+    held.release()
+    finish()
+    kit.take_out("p")
+
+
+def test_a_pool_keeps_its_worlds(target, patch):
+    gate = kit.Gate()
+    with concurrent.futures.ThreadPoolExecutor(1) as busy, concurrent.futures.ThreadPoolExecutor(1) as idle:
+        idle.submit(target.f).result()
+        inside = busy.submit(target.stay, gate)
+        gate.arrived()
+        lp.enable_patch(patch)
+        assert idle.submit(target.f).result() == NEWS
+        waiting = busy.submit(target.f)
+        gate.open()
+        assert inside.result() == (OLD, OLD)
+        finish()
+        assert waiting.result() in (OLD, NEWS)
+        assert busy.submit(target.f).result() == NEWS
+    kit.take_out("p")
+
+
+# -- moving -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_thread_moves_without_a_round_when_it_leaves_its_outermost_call(target, patch, held, worker):
+    """It begins a call in the old world after the transition started, and the next one is new."""
+    thread, gate = worker(), kit.Gate()
+    held.begin(target.stay)
+    inside = thread.begin(target.stay, gate)
+    gate.arrived()
+    lp.enable_patch(patch)
+    gate.open()
+    assert inside.result(kit.PATIENCE) == (OLD, OLD)
+    before = moved()["exit"]
+    assert thread.do(target.f) == OLD, "no round was made, and it had no trampoline to return from"
+    assert thread.do(target.f) == NEWS
+    assert moved()["exit"] == before + 1
+    held.release()
+    finish()
+    kit.take_out("p")
+
+
+def test_a_long_loop_says_where_it_may_be_moved(module, held):
+    """`update_patch_state` is a safe point: what is called from there on is new."""
+    text = """
+        def g(): return "old"
+        def stay(gate): gate()
+    """
+    target = module(text)
+    met, first, second = [], kit.Gate(), kit.Gate()
+
+    def loop():
+        first()
+        met.append(target.g())
+        second()
+        lp.update_patch_state()
+        met.append(target.g())
+
+    thread = kit.Worker()
+    held.begin(target.stay)
+    going = thread.begin(target.stay, lambda: None)
+    going.result(kit.PATIENCE)
+    going = thread.begin(loop)
+    first.arrived()
+    lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "g", "stay"))
+    for value in (0, 1):  # nobody has moved but by the first round; after two reversals all wait for a round
+        lp.write_enabled("p", value)
+    first.open()
+    second.arrived()
+    second.open()
+    going.result(kit.PATIENCE)
+    assert met[-1] == "new"
+    held.release()
+    finish()
+    kit.take_out("p")
+    thread.close()
+
+
+def test_a_safe_point_inside_of_a_patched_function_moves_nobody(target, patch, held, worker):
+    thread, gate = worker(), kit.Gate()
+    held.begin(target.stay)
+    inside = thread.begin(target.stay, lambda: (gate(), lp.update_patch_state()))
+    gate.arrived()
+    lp.enable_patch(patch)
+    gate.open()
+    assert inside.result(kit.PATIENCE) == (OLD, OLD)
+    held.release()
+    finish()
+    lp.update_patch_state()
+    kit.take_out("p")
+
+
+def test_an_exempt_thread_is_not_waited_for(target, patch, worker):
+    """livepatch's own threads: they are no tasks, and run the version of before the transition."""
+    thread, gate = worker(), kit.Gate()
+    inside = thread.begin(target.stay, gate)
+    gate.arrived()
+    exempt_thread(thread.ident)
+    lp.enable_patch(patch)
+    try:
+        assert not any(p.transition for p in lp.patches())
+        assert thread.ident not in {task.ident for task in lp.tasks()}
+        gate.open()
+        inside.result(kit.PATIENCE)
+    finally:
+        exempt_threads.discard(thread.ident)
+    kit.take_out("p")
+
+
+# -- interrupted --------------------------------------------------------------------------------------------------------
+
+
+class Interruption:
+    """Calls a function in the running thread when `event` happens in a frame of `file` with that `name`."""
+
+    def __init__(self, file, name, event, action):
+        self.file, self.name, self.event, self.action, self.count = file, name, event, action, 0
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+
+    def __exit__(self, *error):
+        sys.settrace(self.before)
+
+    def trace(self, frame, event, arg):
+        code = frame.f_code
+        if (
+            code.co_filename.endswith(self.file)
+            and code.co_name == self.name
+            and event == self.event
+            and not self.count
+        ):
+            self.count += 1
+            sys.settrace(None)
+            frame.f_trace = None
+            try:
+                self.action()
+            finally:
+                if self.count < 2:
+                    sys.settrace(self.trace)
+        return self.trace
+
+
+@pytest.mark.parametrize("where", [("redirect.py", "enter", "return"), ("transition.py", "choose", "return")])
+def test_a_signal_handler_between_choosing_and_calling_is_of_the_same_world(target, patch, held, where):
+    """A round is made just there, by whoever: the thread must not be moved, although no old version is on its stack."""
+    held.begin(target.stay)
+    inside, met = [], []
+
+    def action():
+        inside.append(target.f())
+        tick()
+        tick()
+        inside.append(target.f())
+
+    def strange():
+        with Interruption(*where, action):
+            met.append(target.f())
+        done.set()
+
+    done = threading.Event()
+    lp.enable_patch(patch)
+    _thread.start_new_thread(strange, ())
+    assert done.wait(kit.PATIENCE)
+    assert met == [OLD]
+    assert inside == [OLD, OLD]
+    held.release()
+    finish()
+    kit.take_out("p")
+
+
+def test_a_real_signal_handler_calls_patched_functions(target, patch, held):
+    """The main thread is bombarded, in trampolines and in the middle of the checker's own work."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are for the main thread")
+    met = []
+    before = signal.signal(signal.SIGALRM, lambda *_: met.append(target.f()))
+    try:
+        for _ in range(5):
+            held.begin(target.stay)
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            lp.enable_patch(patch)
+            for _ in range(20):
+                tick()
+                met.append(target.f())
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            held.release()
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            finish()
+            lp.disable_patch("p")
+            finish()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            lp.unload_patch("p")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert set(met) == {OLD, NEWS}
+
+
+@pytest.mark.parametrize(
+    "where",
+    [("redirect.py", "enter", "return"), ("transition.py", "choose", "return"), ("redirect.py", "exit_switch", "call")],
+)
+def test_an_exception_out_of_a_signal_handler_leaves_nothing_counted(target, patch, held, where):
+    """Time-outs and Ctrl-C raise anywhere, in a trampoline too. The thread must not count as inside of a call for ever."""
+
+    class TimeoutFromHandler(Exception):
+        pass
+
+    def action():
+        raise TimeoutFromHandler
+
+    def strange():
+        with Interruption(*where, action):
+            try:
+                target.f()
+            except TimeoutFromHandler:
+                raised.append(True)
+        done.set()
+        over.wait(kit.PATIENCE)
+
+    raised, done, over = [], threading.Event(), threading.Event()
+    held.begin(target.stay)
+    lp.enable_patch(patch)
+    _thread.start_new_thread(strange, ())
+    assert done.wait(kit.PATIENCE)
+    assert raised == [True]
+    held.release()
+    try:
+        finish(5)
+    finally:
+        over.set()
+    kit.take_out("p")
+
+
+def test_running_out_of_stack_in_a_trampoline_leaves_nothing_counted(module, held):
+    text = """
+        def f(n): return f(n + 1)
+        def stay(gate): gate()
+    """
+    target = module(text)
+
+    def strange():
+        for _ in range(3):
+            try:
+                target.f(0)
+            except RecursionError:
+                raised.append(True)
+        done.set()
+        over.wait(kit.PATIENCE)
+
+    raised, done, over = [], threading.Event(), threading.Event()
+    held.begin(target.stay)
+    lp.enable_patch(kit.built("p", target, text.replace("n + 1", "n + 2"), "f", "stay"))
+    _thread.start_new_thread(strange, ())
+    assert done.wait(kit.PATIENCE)
+    assert raised == [True] * 3
+    held.release()
+    try:
+        finish(5)
+    finally:
+        over.set()
+    kit.take_out("p")
+
+
+def test_finalizers_call_patched_functions_while_the_collector_is_asked(module, held):
+    """They run wherever memory is allocated: in a trampoline, under the switch lock, in the middle of a scan."""
+    text = """
+        def f(): return "old"
+        class C:
+            def __init__(self): self.me = self
+            def __del__(self): met.append(f())
+        def stay(gate): gate()
+        met = []
+    """
+    target = module(text)
+    threshold = gc.get_threshold()
+    gc.set_threshold(5)
+    try:
+        for _ in range(3):
+            held.begin(target.stay)
+            lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "f", "C.__del__", "stay"))
+            for _ in range(50):
+                target.C()
+                tick()
+            held.release()
+            finish()
+            target.C()
+            kit.take_out("p")
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    assert set(target.met) <= {"old", "new"}
+    assert len(target.met) == 153
+
+
+# -- switched below Python ---------------------------------------------------------------------------------------------
+
+
+def test_a_greenlet_that_is_switched_out_of_an_old_call_holds_its_thread(module, held):
+    """Its frames are on nobody's stack, but the call that it is in the middle of is counted."""
+    greenlet = pytest.importorskip("greenlet")
+    text = """
+        def g(): return "old"
+        def f(switch):
+            switch()
+            return "old", g()
+        def stay(gate): gate()
+    """
+    target = module(text)
+    met, ready, go, done = [], threading.Event(), threading.Event(), threading.Event()
+
+    def strange():
+        hub = greenlet.getcurrent()
+        inside = greenlet.greenlet(lambda: met.append(target.f(hub.switch)))
+        inside.switch()
+        ready.set()
+        assert go.wait(kit.PATIENCE)
+        met.append(target.g())
+        inside.switch()
+        done.set()
+
+    held.begin(target.stay)
+    lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "f", "g", "stay"))
+    _thread.start_new_thread(strange, ())
+    assert ready.wait(kit.PATIENCE)
+    held.release()
+    for _ in range(3):
+        tick()
+    assert [p.transition for p in lp.patches()] == [True]
+    go.set()
+    assert done.wait(kit.PATIENCE)
+    assert met == ["old", ("old", "old")]
+    finish()
+    kit.take_out("p")
