@@ -11,8 +11,8 @@ import pytest
 from tests.core import kit
 
 import livepatch as lp
-from livepatch.core import registry
-from livepatch.core.tasks import exempt_thread
+from livepatch.core import cpython, registry
+from livepatch.core.tasks import exempt_thread, threads
 from livepatch.core.transition import exempt_threads
 from livepatch.testing import finish, tick
 
@@ -52,7 +52,7 @@ def moved():
     return registry.running_transition().moved
 
 
-# -- born at every time -------------------------------------------------------------------------------------------
+# -- born at every time ----------------------------------------------------------------------------------------
 
 
 def test_a_new_thread_is_of_the_world_of_the_thread_that_starts_it(target, patch, worker):
@@ -124,6 +124,37 @@ def test_threads_that_are_born_and_die_by_the_hundred(target, patch, held):
     kit.take_out("p")
 
 
+@pytest.fixture
+def starter():
+    """For a test that hooks the start of threads itself."""
+    before = getattr(threading, cpython.THREAD_STARTER)
+    yield
+    setattr(threading, cpython.THREAD_STARTER, before)
+    threads.KIND._starter = None
+
+
+def test_somebody_else_hooks_the_start_of_threads(target, patch, held, starter):
+    """A debugger comes during the transition, and keeps what it found there; it calls that ever after."""
+    held.begin(target.stay)
+    lp.enable_patch(patch)
+    found = getattr(threading, cpython.THREAD_STARTER)
+    hook = lambda *args, **kwargs: found(*args, **kwargs)
+    setattr(threading, cpython.THREAD_STARTER, hook)
+    assert in_thread(target.f) == NEWS
+    held.release()
+    finish()
+    assert getattr(threading, cpython.THREAD_STARTER) is hook
+    assert in_thread(target.f) == NEWS
+    for _ in range(2):
+        lp.disable_patch("p")
+        finish()
+        assert in_thread(target.f) == OLD
+        lp.unload_patch("p")
+        lp.enable_patch(patch)
+        finish()
+    kit.take_out("p")
+
+
 def test_a_pool_keeps_its_worlds(target, patch):
     gate = kit.Gate()
     with concurrent.futures.ThreadPoolExecutor(1) as busy, concurrent.futures.ThreadPoolExecutor(1) as idle:
@@ -141,7 +172,7 @@ def test_a_pool_keeps_its_worlds(target, patch):
     kit.take_out("p")
 
 
-# -- moving -----------------------------------------------------------------------------------------------------------
+# -- moving ----------------------------------------------------------------------------------------------------
 
 
 def test_a_busy_thread_moves_without_a_round_when_it_leaves_its_outermost_call(target, patch, held, worker):
@@ -229,7 +260,7 @@ def test_an_exempt_thread_is_not_waited_for(target, patch, worker):
     kit.take_out("p")
 
 
-# -- interrupted --------------------------------------------------------------------------------------------------------
+# -- interrupted -----------------------------------------------------------------------------------------------
 
 
 class Interruption:
@@ -320,12 +351,17 @@ def test_a_real_signal_handler_calls_patched_functions(target, patch, held):
     assert set(met) == {OLD, NEWS}
 
 
-@pytest.mark.parametrize(
-    "where",
-    [("redirect.py", "enter", "return"), ("transition.py", "choose", "return"), ("redirect.py", "exit_switch", "call")],
-)
-def test_an_exception_out_of_a_signal_handler_leaves_nothing_counted(target, patch, held, where):
-    """Time-outs and Ctrl-C raise anywhere, in a trampoline too. The thread must not count as inside of a call for ever."""
+PLACES = [
+    ("redirect.py", "enter", "return"),
+    ("transition.py", "choose", "return"),
+    ("redirect.py", "exit_switch", "call"),
+]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_an_exception_out_of_a_signal_handler_leaves_nothing_counted(target, patch, held, where, monkeypatch):
+    """Time-outs and Ctrl-C raise anywhere, in trampolines too. The thread does not count as in a call for ever."""
+    monkeypatch.delitem(sys.modules, "greenlet", raising=False)
 
     class TimeoutFromHandler(Exception):
         pass
@@ -417,7 +453,7 @@ def test_finalizers_call_patched_functions_while_the_collector_is_asked(module, 
     assert len(target.met) == 153
 
 
-# -- switched below Python ---------------------------------------------------------------------------------------------
+# -- switched below Python -------------------------------------------------------------------------------------
 
 
 def test_a_greenlet_that_is_switched_out_of_an_old_call_holds_its_thread(module, held):

@@ -307,7 +307,7 @@ class Remembered:
 
     def of(self, original: CodeType) -> list[tuple[CodeType, CodeType]]:
         """(code, note) of those of an original that are alive. The note is another code, or the original."""
-        mine = [entry for entry in tuple(self._entries.values()) if entry[0] == id(original)]
+        mine = [entry for entry in list(self._entries.values()) if entry[0] == id(original)]
         return [(code, note) for _, note, reference in mine if (code := reference()) is not None]
 
 

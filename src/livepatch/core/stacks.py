@@ -69,6 +69,14 @@ class Footprint:
             frame = frame.f_back
         return None
 
+    def entered(self, frame: FrameType | None) -> bool:
+        """There is a trampoline from `frame` outwards."""
+        while frame is not None:
+            if id(frame.f_code) in self.trampolines:
+                return True
+            frame = frame.f_back
+        return False
+
     def innermost(self, frame: FrameType | None, outermost: FrameType | None = None) -> set[int] | None:
         """Which set the innermost version belongs to, from `frame` outwards, up to and including `outermost`."""
         while frame is not None:

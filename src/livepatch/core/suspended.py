@@ -171,7 +171,7 @@ class Suspended:
 
     def live(self) -> list[object]:
         """All in code to be left."""
-        return [thing for owner in [None, *list(self._by_owner)] for thing in self.of(owner)]
+        return [thing for owner in {None, *list(self._by_owner)} for thing in self.of(owner)]
 
     def clear(self) -> None:
         """Follow nothing any more."""

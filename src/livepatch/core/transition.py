@@ -35,6 +35,7 @@ This file knows no symbol, no attribute, no import and no function: it is tested
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Container, Hashable, Iterable
@@ -84,10 +85,12 @@ class View:
         footprint: Footprint | None = None,
         state_of: Callable[[Hashable], int] = lambda task: IDLE,
         pending: Container[Hashable] = (),
+        calls: Container[Hashable] = (),
     ) -> None:
         self.footprint = footprint or Footprint()
         self.state_of = state_of
         self.pending = pending
+        self.calls = calls
 
 
 class Kind(Protocol):
@@ -275,6 +278,14 @@ class Transition:
     def movable(self, task: Hashable) -> bool:
         """Nothing but the frames of its stack could keep this task from moving."""
         return self.target is self.goal and task not in self.calls and not self.suspended.blocks(task)
+
+    def uncount(self, task: Hashable) -> None:
+        """No trampoline is on this task's stack. Whatever is counted was torn away by an exception.
+
+        Signal handlers raise anywhere. But where stacks are switched below Python, the count is all there is to go by.
+        """
+        if task in self.calls and "greenlet" not in sys.modules:
+            del self.calls[task]
 
     def switch(self, task: Hashable, way: str) -> None:
         """Move a task. The caller has made sure, under this same hold of the lock, that it may."""

@@ -171,6 +171,7 @@ class Loops:
             elif task in transition.pending:
                 for link in chain(task.get_coro()) if nobodys else ():
                     transition.suspended.claim(link, task)
+                transition.uncount(task)
                 if transition.movable(task):
                     transition.switch(task, "idle")
 

@@ -24,6 +24,8 @@ from ..model import TaskStatus
 from ..stacks import describe, walk
 from ..transition import Transition, View, exempt_threads, switch_lock
 
+_STARTER = getattr(threading, cpython.THREAD_STARTER)
+
 
 class Threads:
     """The kind that every process has."""
@@ -55,11 +57,11 @@ class Threads:
         with switch_lock:
             frames = sys._current_frames()
             for ident, frame in frames.items():
-                if (
-                    ident in transition.pending
-                    and transition.movable(ident)
-                    and not transition.footprint.affected(frame, kept)
-                ):
+                if ident not in transition.pending:
+                    continue
+                if ident in transition.calls and not transition.footprint.entered(frame):
+                    transition.uncount(ident)
+                if transition.movable(ident) and not transition.footprint.affected(frame, kept):
                     transition.switch(ident, "stack check")
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
@@ -72,9 +74,9 @@ class Threads:
 
     def _start_thread(self, *args: Any, **kwargs: Any) -> Any:
         # The lock keeps the new thread out of its first trampoline until its state is written.
-        starter, transition = self._starter, self._transition
-        if starter is None or transition is None:
-            return getattr(threading, cpython.THREAD_STARTER)(*args, **kwargs)
+        starter, transition = self._starter or _STARTER, self._transition
+        if transition is None:  # somebody who came after us has kept this method
+            return starter(*args, **kwargs)
         with switch_lock:
             started = starter(*args, **kwargs)
             ident = cpython.thread_ident(started, kwargs)
@@ -101,6 +103,9 @@ class Threads:
                 if ident in exempt_threads:
                     continue
                 affected = view.footprint.affected(frame, []) if ident in view.pending else None
+                blocking = [describe(affected)] if affected is not None else []
+                if ident in view.calls and not blocking:
+                    blocking = ["a patched function, on a stack that is not this thread's own just now"]
                 thread = known.get(ident)
                 found.append(
                     TaskStatus(
@@ -108,7 +113,7 @@ class Threads:
                         name=thread.name if thread is not None else "(not started by threading)",
                         ident=str((thread and thread.native_id) or ident),
                         patch_state=view.state_of(ident),
-                        blocking=[describe(affected)] if affected is not None else [],
+                        blocking=blocking,
                         stack=[describe(f) for f in walk(frame)],
                     )
                 )
