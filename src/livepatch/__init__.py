@@ -1,6 +1,7 @@
 """Live patching for running Python programs: the public names."""
 
 from .agent import start_agent
+from .core import shadow
 from .core.log import dmesg
 from .core.model import (
     Body,
@@ -42,6 +43,7 @@ __all__ = [
     "enable_patch",
     "force_transition",
     "patches",
+    "shadow",
     "start_agent",
     "tasks",
     "unload_patch",

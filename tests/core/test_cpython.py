@@ -426,3 +426,22 @@ def test_import_locks_do_not_outlive_the_import():
 
     assert isinstance(importlib._bootstrap._module_locks, dict)
     assert not [name for name in importlib._bootstrap._module_locks if name.startswith("lp_")]
+
+
+def test_a_task_whose_making_has_not_ended_is_not_listed():
+    """From 3.14 on the heap shows it; no other thread may ask it for its loop."""
+
+    class Slow(asyncio.Task):
+        def __init__(self, coroutine, loop):
+            seen.append([self in cpython.asyncio_tasks(asyncio)])
+            super().__init__(coroutine, loop=loop)
+            seen.append([self in cpython.asyncio_tasks(asyncio)])
+
+    async def main():
+        await Slow(asyncio.sleep(0), asyncio.get_running_loop())
+        bare.append(asyncio.Task.__new__(asyncio.Task))
+        cpython.asyncio_tasks(asyncio)
+
+    seen, bare = [], []
+    asyncio.run(main())
+    assert seen == [[False], [True]]

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 CASES = sorted(path.parent.name for path in HERE.glob("cases/*/case.json"))
 CACHE = HERE.parent.parent / ".cache" / "cve"
 
-pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1200)]
 
 
 def livepatch(*arguments: object, status: int = 0) -> str:

@@ -78,4 +78,12 @@ def asyncio_tasks(asyncio: Any) -> list[Any]:
             classes += cls.__subclasses__()
         found += [task for task in referrers(*classes) if isinstance(task, asyncio.Task)]
     unique = {id(task): task for task in found if task is not None}
-    return [task for task in unique.values() if not task.done()]
+    return [task for task in unique.values() if not task.done() and _initialized(task)]
+
+
+def _initialized(task: Any) -> bool:
+    """The heap also shows tasks whose `__init__` has not run to its end; such a one has no loop, or no coroutine."""
+    try:
+        return task.get_loop() is not None and task.get_coro() is not None
+    except RuntimeError:
+        return False
