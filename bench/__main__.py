@@ -21,6 +21,7 @@ ROWS = {
     "tasks": "crowds.suspended_tasks",
     "server": "server.under_load",
     "agent": "command.agent",
+    "shadow": "shadow.shadow",
 }
 
 

@@ -30,19 +30,24 @@ _CALLS = 10  # per turn of the loop, so that the loop itself weighs little
 
 
 def caller(function: Callable[..., Any], arguments: str) -> Callable[[int], float]:
-    """A function that makes at least so many calls and returns nanoseconds per call.
+    """A function that makes at least so many calls and returns nanoseconds per call."""
+    return expression(f"f({arguments})", f=function)
 
-    Compiled anew for each function: the interpreter specializes a call site for what it calls.
+
+def expression(text: str, **names: Any) -> Callable[[int], float]:
+    """The same for any expression.
+
+    Compiled anew for each: the interpreter specializes a place for what it meets there.
     """
     source = f"""
 def run(count):
     turns = repeat(None, count // {_CALLS})
     start = clock()
     for _ in turns:
-        {f"f({arguments}); " * _CALLS}
+        {f"{text}; " * _CALLS}
     return (clock() - start) / (count // {_CALLS} * {_CALLS})
 """
-    namespace: dict[str, Any] = {"f": function, "clock": time.perf_counter_ns, "repeat": repeat}
+    namespace: dict[str, Any] = {**names, "clock": time.perf_counter_ns, "repeat": repeat}
     exec(compile(source, "<bench>", "exec"), namespace)
     run: Callable[[int], float] = namespace["run"]
     return run

@@ -2,6 +2,7 @@
 
 from .agent import start_agent
 from .core import shadow
+from .core.attributes import tree
 from .core.log import dmesg
 from .core.model import (
     Body,
@@ -14,17 +15,20 @@ from .core.model import (
     State,
     TaskStatus,
 )
+from .core.modules import unload_module
 from .core.registry import (
     disable_patch,
     enable_patch,
     force_transition,
     patches,
+    set_redirection,
     tasks,
     unload_patch,
     update_patch_state,
     wait,
     write_enabled,
 )
+from .core.state import get_prev_state, get_state
 
 __version__ = "0.1.0"
 
@@ -42,10 +46,15 @@ __all__ = [
     "dmesg",
     "enable_patch",
     "force_transition",
+    "get_prev_state",
+    "get_state",
     "patches",
+    "set_redirection",
     "shadow",
     "start_agent",
     "tasks",
+    "tree",
+    "unload_module",
     "unload_patch",
     "update_patch_state",
     "wait",

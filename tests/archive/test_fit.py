@@ -339,6 +339,30 @@ def test_a_module_that_comes_later(package):
     assert module.__version__ == "1"
 
 
+@pytest.mark.parametrize(
+    ("new", "during", "after"),
+    [
+        pytest.param("def f(a=1): return 'new', a", "new", ("new", 1), id="code alone"),
+        pytest.param("def f(a=2): return 'new', a", "old", ("new", 2), id="a default"),
+        pytest.param("def f(a=1):\n    'Told.'\n    return 'new', a", "old", ("new", 1), id="a docstring"),
+        pytest.param("def f(a=1): return 'new', LIMIT\nLIMIT = 3", "old", ("new", 3), id="a new name"),
+    ],
+)
+def test_what_the_body_of_a_module_that_comes_later_calls(package, new, during, after):
+    """Functions are born patched where nothing but their code changes; else the body runs with the old ones."""
+    body = "\nDURING = f()[0]\n"
+    package.have({M: "def f(): return 1", "lp_pkg/late.py": "def f(a=1): return 'old', a" + body})
+    package.load()
+    patch = package.bind({M: "def f(): return 2", "lp_pkg/late.py": new + body})
+    enabled(patch)
+    late = package.load("lp_pkg.late")
+    assert (late.DURING, late.f()) == (during, after)
+    assert late.f.__doc__ == ("Told." if "Told" in new else None)
+    disabled(patch)
+    assert late.f() == ("old", 1)
+    assert late.f.__doc__ is None
+
+
 def test_a_module_that_comes_later_and_does_not_fit(package):
     package.have({M: "def f(): return 1", "lp_pkg/late.py": "def f(): return 1"})
     package.load()

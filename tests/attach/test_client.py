@@ -7,8 +7,8 @@ import textwrap
 import pytest
 from tests.agent.targets import PATIENCE, Target
 
-from livepatch.attach.client import AgentFailure, Client, NotPrepared
-from livepatch.attach.processes import NoAccess
+from livepatch.attach.client import AgentFailure, Client, NotPrepared, listens
+from livepatch.attach.processes import NoAccess, examine
 from livepatch.core.model import LivepatchError
 
 #: A process that listens where an agent would, and does something else.
@@ -175,6 +175,28 @@ def test_a_file_that_is_too_large_is_not_sent(tmp_path, monkeypatch):
         with Client(target.pid) as client, pytest.raises(LivepatchError, match="too large for a patch") as error:
             client.send_file("load", tmp_path / "large")
     assert error.value.symbol == "EFBIG"
+
+
+def test_whether_somebody_listens_is_seen_from_outside():
+    with Target(AGENT + "hear()") as target, Target("say('ready'); hear()") as bare:
+        target.hear(), bare.hear()
+        process = examine(target.pid)
+        assert listens(process)
+        assert not listens(examine(bare.pid))
+        target.signal(signal.SIGSTOP)
+        assert listens(process), "also if it does not answer just now"
+        target.kill()
+        assert not listens(process)
+
+
+def test_whether_the_connection_is_still_there():
+    with Target(AGENT + "hear()") as target:
+        target.hear()
+        with Client(target.pid) as client:
+            assert client.connected
+            target.kill()
+            assert not client.connected
+        assert not client.connected
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def test_a_python():
         assert found.command[-1] == "a b"
         assert found.title.endswith(" 'a b'")
         assert found in list(processes.pythons())
+        assert processes.owner(target.pid) == (os.geteuid(), os.getegid())
 
 
 def test_ourselves_are_not_listed():
@@ -73,6 +74,8 @@ def test_a_zombie_is_gone():
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         assert refused(ended.pid)[0] == "ESRCH"
         assert not processes.alive(ended.pid)
+        with pytest.raises(NoAccess):
+            processes.owner(ended.pid)
 
 
 def test_no_python():

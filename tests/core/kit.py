@@ -10,7 +10,7 @@ import weakref
 from concurrent.futures import Future
 
 import livepatch as lp
-from livepatch.core import registry
+from livepatch.core import lists, registry
 from livepatch.core.codes import definitions
 from livepatch.testing import manual_rounds
 
@@ -138,6 +138,6 @@ def clean_up() -> list[str]:
             if registry.running_transition() is not None:
                 lp.force_transition(name)
                 registry.tick()
-    registry._loaded.clear()
+    lists.loaded_patches.clear()
     registry.taints.clear()
     return left

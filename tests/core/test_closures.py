@@ -254,7 +254,7 @@ def test_a_suspended_frame_that_began_in_a_transition_holds_the_next_one(module,
 
 
 def test_two_patches_of_one_enclosing_function(module):
-    """Each patches another closure of `make`. The older cannot go first: what `make` makes is the newer's by now."""
+    """Each patches another closure of `make`. What `make` makes is the newer's by now, and the older can go first."""
     text = """
         def make():
             def a(): return "old a"
@@ -262,22 +262,62 @@ def test_two_patches_of_one_enclosing_function(module):
             return a, b
     """
     target = module(text)
-    before = target.make()
+    made = [target.make()]
+
+    def results():
+        made.append(target.make())
+        found = [[fn() for fn in closures] for closures in made]
+        assert all(pair == found[0] for pair in found)
+        return found[0]
+
     for name in "ab":
         new = text.replace(f"old {name}", f"new {name}")
         lp.enable_patch(kit.built(name, target, new, f"make.<locals>.{name}"))
         finish()
-    both = target.make()
-    assert [fn() for fn in (*before, *both)] == ["new a", "new b"] * 2
-    with pytest.raises(lp.LivepatchError, match="A newer patch also changes what 'make' makes") as caught:
-        lp.disable_patch("a")
-    assert caught.value.symbol == "EBUSY"
-    assert [fn() for fn in (*before, *both, *target.make())] == ["new a", "new b"] * 3
-    kit.take_out("b")
-    left = target.make()
-    assert [fn() for fn in (*before, *both, *left)] == ["new a", "old b"] * 3
+    assert results() == ["new a", "new b"]
     kit.take_out("a")
-    assert [fn() for fn in (*before, *both, *left, *target.make())] == ["old a", "old b"] * 4
+    assert results() == ["old a", "new b"]
+    new = text.replace("old a", "newer a")
+    lp.enable_patch(kit.built("a2", target, new, "make.<locals>.a"))
+    finish()
+    assert results() == ["newer a", "new b"]
+    kit.take_out("b")
+    assert results() == ["newer a", "old b"]
+    kit.take_out("a2")
+    assert results() == ["old a", "old b"]
+
+
+def test_the_older_of_two_patches_of_one_enclosing_function_goes_while_somebody_is_inside(module, held):
+    """Who has not moved goes on making closures of the patch that goes; who has, makes those of before it."""
+    text = """
+        def make(gate=None):
+            if gate: gate()
+            def a(): return "old a"
+            def b(): return "old b"
+            return a(), b()
+    """
+    target = module(text)
+    for name in "ab":
+        new = text.replace(f"old {name}", f"new {name}")
+        lp.enable_patch(kit.built(name, target, new, f"make.<locals>.{name}"))
+        finish()
+    held.begin(target.make)
+    lp.disable_patch("a")
+    assert target.make() == ("old a", "new b")
+    assert lp.patches()[0].transition
+    lp.write_enabled("a", 1)
+    finish()
+    assert target.make() == ("new a", "new b")
+    assert held.release() == ("new a", "new b")
+    held.begin(target.make)
+    lp.disable_patch("b")
+    assert target.make() == ("new a", "old b")
+    assert held.release() == ("new a", "new b")
+    finish()
+    lp.unload_patch("b")
+    assert target.make() == ("new a", "old b")
+    kit.take_out("a")
+    assert target.make() == ("old a", "old b")
 
 
 def test_a_later_patch_of_a_closure_inside_of_a_replaced_function_is_not_lost(module):

@@ -19,7 +19,7 @@ PRELUDE = """
 import gc, importlib, json, logging, os, sys, threading, types, weakref
 logging.getLogger("livepatch").disabled = True
 import livepatch as lp
-from livepatch.core import redirect, registry, trampoline
+from livepatch.core import lists, redirect, registry, trampoline
 from livepatch.core.codes import definitions
 from livepatch.testing import finish, manual_rounds, tick
 
@@ -269,7 +269,7 @@ with manual_rounds():
         cycle()
     after = measure()
     check()
-left = [redirect.redirections, redirect._stale, redirect._copies, registry._listed, registry._loaded]
+left = [redirect.redirections, redirect._stale, redirect._copies, lists.listed, lists.loaded_patches]
 print(json.dumps([before, after, [len(table) for table in left]]))
 """
 

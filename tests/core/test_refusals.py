@@ -151,15 +151,14 @@ def test_symbol_errors_win_over_a_running_transition(patch, held, target):
     kit.take_out("P")
 
 
-@pytest.mark.parametrize("value", ["", " ", "\n"])
-def test_writing_nothing_does_nothing(patch, value):
+def test_writing_nothing_does_nothing(patch):
     lp.enable_patch(patch)
-    lp.write_enabled("P", value)
+    lp.write_enabled("P", "")
     assert [p.enabled for p in lp.patches()] == [True]
     kit.take_out("P")
 
 
-@pytest.mark.parametrize("value", ["garbage", "2", "-1", 2, -1, "o", None, 1.0, b"1", [], "x0"])
+@pytest.mark.parametrize("value", ["garbage", "2", "-1", 2, -1, "o", None, 1.0, b"1", [], "x0", " ", "\n", " 0"])
 def test_writing_garbage(patch, value):
     lp.enable_patch(patch)
     refused(errno.EINVAL, lp.write_enabled, "P", value)

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from livepatch.core import cpython, log, registry
+from livepatch.core.attributes import process_tree
 from livepatch.core.model import LivepatchError, PatchStatus
 
 from . import patchfile
@@ -117,6 +118,26 @@ def dmesg(client: Connection) -> list[str]:
     return log.dmesg()
 
 
+def tree_read(client: Connection, *, path: str) -> str:
+    """The value of an attribute. Paths begin with `livepatch/` or `task/`; the rules are in `core/attributes.py`."""
+    return process_tree.read(path)
+
+
+def tree_write(client: Connection, *, path: str, value: str) -> None:
+    """Write an attribute."""
+    process_tree.write(path, value)
+
+
+def tree_listdir(client: Connection, *, path: str) -> list[str]:
+    """The names in a directory; the root is the empty path."""
+    return process_tree.listdir(path)
+
+
+def tree_mode(client: Connection, *, path: str) -> int:
+    """The permission bits and the type, as stat's st_mode has them."""
+    return process_tree.st_mode(path)
+
+
 def subscribe(client: Connection) -> None:
     """From now on send the notifications `log` and `transition` to this client."""
     client.follows = True
@@ -133,6 +154,10 @@ METHODS: dict[str, Method] = {
     "status": status,
     "tasks": tasks,
     "dmesg": dmesg,
+    "tree_read": tree_read,
+    "tree_write": tree_write,
+    "tree_listdir": tree_listdir,
+    "tree_mode": tree_mode,
     "subscribe": subscribe,
 }
 

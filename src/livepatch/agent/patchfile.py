@@ -17,7 +17,7 @@ import sys
 from pathlib import PurePath
 from types import ModuleType
 
-from livepatch.archive import fit, format
+from livepatch.archive import byhand, fit, format
 from livepatch.core import registry
 from livepatch.core.model import LivepatchError, Patch
 
@@ -54,30 +54,14 @@ def _execute(data: bytes, stem: str) -> Patch:
     module.__file__ = file
     sys.modules[name] = module
     try:
-        source = data.decode()
-        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-        exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
-        patch = getattr(module, "__livepatch__", None)
+        byhand.keep_source(data, file)
+        byhand.execute(byhand.compile_file(data, file, f"{stem}.py"), module, f"{stem}.py")
+        patch = getattr(module, byhand.RESULT, None)
         if not isinstance(patch, Patch):
             raise LivepatchError(errno.EINVAL, f"module {stem} is not marked as a livepatch module")
-    except BaseException as error:  # what it runs is the user's, and may even try to exit
+    except LivepatchError:
         del sys.modules[name]
         linecache.cache.pop(file, None)
-        if isinstance(error, LivepatchError):
-            raise
-        raise LivepatchError(errno.EINVAL, f"{stem}.py failed with {_told(error, file)}") from None
+        raise
     patch.name = patch.name or stem
     return patch
-
-
-def _told(error: BaseException, file: str) -> str:
-    """An exception in one line, with the line of the patch file that it came from."""
-    line = error.lineno if isinstance(error, SyntaxError) else None
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    where = f" (line {line})" if line else ""
-    said = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}{where}: {said}".rstrip(": ") + "."

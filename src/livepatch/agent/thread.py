@@ -37,7 +37,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from livepatch.core import log, registry
+from livepatch.core import lists, log, registry
 from livepatch.core.model import LivepatchError, PatchStatus
 from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
@@ -46,6 +46,8 @@ from . import methods, places, rpc, server
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
+#: Seconds until a round is tried again that another thread's operation was in the way of.
+_ANOTHER_TRY = 0.01
 #: Log lines that are kept for followers until the thread gets to them.
 _LINES_LIMIT = 4096
 
@@ -107,6 +109,7 @@ class Agent:
         self._selector = selectors.PollSelector()
         self._bell: Bell | None = None
         self._listener: Descriptor | None = None
+        self._mutex_taken = False  # at the last look: another thread enables or disables a patch
         self._lines: deque[str] = deque(maxlen=_LINES_LIMIT)
         self._shown: dict[str, PatchStatus] = {}
 
@@ -224,7 +227,10 @@ class Agent:
 
     def _turn(self) -> None:
         """Sleep until there is something to do, and do it."""
-        ready = self._selector.select(registry.next_round())
+        due = registry.next_round()
+        if due is not None and self._mutex_taken:
+            due = max(due, _ANOTHER_TRY)
+        ready = self._selector.select(due)
         if not self._ours():
             self._start_over()
             return
@@ -232,9 +238,18 @@ class Agent:
             key.data()
         due = registry.next_round()
         if due is not None and due <= 0:
-            registry.tick()
+            self._tick()
         if self.server is not None:
             self._publish(self.server)
+
+    def _tick(self) -> None:
+        """Make a round, unless another thread is in an operation: who only reads must not wait for its callbacks."""
+        self._mutex_taken = not lists.mutex.acquire(blocking=False)
+        if not self._mutex_taken:
+            try:
+                registry.tick()
+            finally:
+                lists.mutex.release()
 
     def _ours(self) -> bool:
         return self._bell is not None and self._bell.ours() and (self._listener is None or self._listener.ours())

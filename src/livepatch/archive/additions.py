@@ -3,7 +3,8 @@
 They are added one by one before any function is redirected, in the order of the new source, so that each can
 use the ones before. Old code does not know their names, so nobody notices. For that to be true, a name must
 be free: in the module, and in a class also among what it inherits. An import may find its name bound, to the
-very object that it would have bound.
+very object that it would have bound. A cumulative patch may find what the patch that it replaces has added, if that
+is the same function or the same plain value: then it takes it over.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import ast
 import contextlib
 import errno
 import importlib
+import re
 from collections.abc import Iterator
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from livepatch.archive.format import AddedEntry, ObjectEntry
 from livepatch.archive.pieces import NewSource, cut, imports, live_class, owner, run
+from livepatch.core import codes
 from livepatch.core.model import LivepatchError
 
 _Place = ModuleType | type
 _ABSENT = object()
+_PLAIN = (str, bytes, int, float, complex, type(None), re.Pattern)
 
 
 class Additions:
@@ -30,12 +34,16 @@ class Additions:
     `everything` has (id of module or class, name) of everything that the patch has added anywhere.
     """
 
-    def __init__(self, entry: ObjectEntry, source: NewSource, everything: set[tuple[int, str]]) -> None:
+    def __init__(
+        self, entry: ObjectEntry, source: NewSource, everything: set[tuple[int, str]], *, replace: bool = False
+    ) -> None:
+        self._replace = replace
         self._module = entry.module
         self._removed = entry.removed
         self._source = source
         self._everything = everything
         self._made: list[tuple[_Place, str, Any]] = []
+        self._shared: list[tuple[_Place, str, Any]] = []  # made by the patch that this one replaces
         found: set[AddedEntry] = set()
 
         def wanted(node: ast.AST) -> bool:
@@ -65,7 +73,7 @@ class Additions:
 
         What imports bind may be there already; that shows only when they are run.
         """
-        for piece in self._pieces:
+        for piece in self._pieces if not self._replace else ():
             place, node = owner(piece, module), piece.statement
             if place is not None and not isinstance(node, ast.Import | ast.ImportFrom | ast.If | ast.Try):
                 for name in _bound(node):
@@ -87,15 +95,27 @@ class Additions:
                 place = owner(piece, module)
                 if place is not None:
                     for name, value in run(self._source, piece, module).items():
-                        if vars(place).get(name, _ABSENT) is not value:
+                        there = vars(place).get(name, _ABSENT)
+                        if self._replace and (id(place), name) not in self._everything and _alike(there, value):
+                            self._shared.append((place, name, there))
+                        elif there is not value:
                             self._check_free(place, name)
                             self._bind(place, name, value)
         except BaseException:
             self.take_back()
             raise
 
+    def take_over(self, other: Additions) -> None:
+        """The patch of `other` has been replaced: what both have added is ours now, and the rest goes."""
+        shared = {(id(place), name) for place, name, _ in self._shared}
+        self._made += self._shared
+        self._shared = []
+        other._made = [made for made in other._made if (id(made[0]), made[1]) not in shared]
+        other.take_back()
+
     def take_back(self) -> None:
         """Remove what was added, unless somebody has put something else in its place."""
+        self._shared = []
         while self._made:
             place, name, value = self._made.pop()
             self._everything.discard((id(place), name))
@@ -134,6 +154,14 @@ class Additions:
         type.__setattr__(place, name, value)  # a metaclass has no say: the class was made long ago
         if hasattr(type(value), "__set_name__"):
             type(value).__set_name__(value, place, name)
+
+
+def _alike(one: object, other: object) -> bool:
+    """Two things that nobody can tell apart: functions of the same code, or values that cannot change."""
+    if isinstance(one, FunctionType) and isinstance(other, FunctionType):
+        same_defaults = one.__defaults__ == other.__defaults__ and one.__kwdefaults__ == other.__kwdefaults__
+        return codes.same(one.__code__, other.__code__) and same_defaults and not (one.__closure__ or other.__closure__)
+    return type(one) is type(other) and isinstance(one, _PLAIN) and one == other
 
 
 def _refusal(sentence: str) -> LivepatchError:

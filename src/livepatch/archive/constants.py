@@ -29,6 +29,7 @@ class Constants:
         self._values: dict[str, Any] = {}
         self._followers: list[ConstantEntry] = []
         self._replaced: list[tuple[ModuleType, str, Any, Any]] = []
+        self._originals: dict[str, Any] = {}  # of those that a patch before this one had set
         for constant in entry.at_completion:
             if not constant.origin and self._piece(constant) is None:
                 sentence = f"The archive sets '{constant.name}' in '{entry.module}', but its source does not."
@@ -47,6 +48,7 @@ class Constants:
         self._values = {}
         self._followers = []
         self._replaced = []
+        self._originals = {}
         for constant in self._entries:
             if constant.origin:
                 have = vars(module).get(constant.name, _ABSENT)
@@ -65,7 +67,14 @@ class Constants:
             old = vars(module).get(constant.name, _ABSENT)
             if value is not _ABSENT and old is not _ABSENT:
                 vars(module)[constant.name] = value
-                self._replaced.append((module, constant.name, old, value))
+                self._replaced.append((module, constant.name, self._originals.get(constant.name, old), value))
+
+    def take_over(self, other: Constants) -> None:
+        """The patch of `other` has been replaced: go on from what was there before it."""
+        names = {constant.name for constant in self._entries}
+        self._originals = {name: old for _, name, old, _ in other._replaced if name in names}
+        other._replaced = [entry for entry in other._replaced if entry[1] not in names]
+        other.set_back()
 
     def set_back(self) -> None:
         """Set the old values again, unless somebody has put something else in their place."""

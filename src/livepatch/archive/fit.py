@@ -7,7 +7,8 @@ does not matter which release is installed, or what a vendor changed elsewhere i
 `bind` changes nothing in live modules; unless it is a dry run, it imports what the new code will import. The
 rest is done by the callbacks of the patch, under the registry's mutex. Before the functions are redirected,
 what is new is added where old code cannot see it (`additions`); when every task has moved, constants that
-nobody computes with are set; when the patch is gone, all of it is taken back.
+nobody computes with are set; when the patch is gone, all of it is taken back. The callbacks in the archive's hooks
+(`byhand`) run in between: after what is added and set, and before it is taken back.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import linecache
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from types import CodeType, FunctionType, ModuleType
 
 from livepatch.archive.additions import Additions
+from livepatch.archive.byhand import Hooks, keep_source
 from livepatch.archive.constants import Constants
 from livepatch.archive.format import Archive, FunctionEntry, ObjectEntry
 from livepatch.archive.pieces import NewSource, find_function
 from livepatch.archive.signature import changes_signature, new_attributes
-from livepatch.core import codes, redirect, resolve
+from livepatch.core import codes, lists, redirect, resolve
 from livepatch.core.codes import Definition
 from livepatch.core.model import Body, Callbacks, Func, LivepatchError, Object, Patch
 from livepatch.core.symbols import Tables, front_code, loaded_module
@@ -38,9 +41,10 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
     cannot be compiled here or differs from the live code.
     """
     manifest = archive.manifest
+    hooks = Hooks(archive)
     added: set[tuple[int, str]] = set()  # by all of them together
-    modules = [_Module(manifest.name, entry, archive, added) for entry in manifest.objects]
-    modules += [_Module(manifest.name, e, archive, added, main=True) for e in manifest.objects if _is_main(e)]
+    modules = [_Module(manifest.name, entry, archive, hooks, added) for entry in manifest.objects]
+    modules += [_Module(manifest.name, e, archive, hooks, added, main=True) for e in manifest.objects if _is_main(e)]
     if not any(module.live() for module in modules):
         names = ", ".join(entry.module for entry in manifest.objects)
         raise LivepatchError(errno.ENOENT, f"None of the modules that the patch changes is imported here: {names}.")
@@ -50,6 +54,8 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
     tables = Tables([live for _, live in present])
     for module, live in present:
         module.verify(live, tables)
+    if not dry:
+        hooks.load()
     return Patch(
         manifest.name,
         [module.object for module in modules],
@@ -84,6 +90,10 @@ def _import_for(modules: list[_Module]) -> None:
             module.additions.do_imports(live)
 
 
+#: The modules of archives that are in force, oldest patch first.
+_applied: list[_Module] = []
+
+
 class _Function:
     """One function that the patch changes, in both versions."""
 
@@ -99,9 +109,17 @@ class _Module:
     """What the patch does to one module: its object, and the callbacks of that."""
 
     def __init__(
-        self, patch: str, entry: ObjectEntry, archive: Archive, added: set[tuple[int, str]], *, main: bool = False
+        self,
+        patch: str,
+        entry: ObjectEntry,
+        archive: Archive,
+        hooks: Hooks,
+        added: set[tuple[int, str]],
+        *,
+        main: bool = False,
     ) -> None:
         self.name = entry.module
+        self.hooks = hooks
         self.text = archive.new[entry.path]
         self.old = _compiled(archive.old[entry.path], f"old/{entry.path}")
         self.new = _compiled(self.text, f"<livepatch {patch}>/{entry.path}")
@@ -110,11 +128,25 @@ class _Module:
             _Function(f, self._find(old, f.name, f.sympos), self._find(new, f.name, f.new_sympos))
             for f in entry.functions
         ]
-        self.additions = Additions(entry, self.new, added)
+        self.additions = Additions(entry, self.new, added, replace=archive.manifest.replace)
         self.constants = Constants(entry, self.new)
-        callbacks = Callbacks(pre_patch=self._pre_patch, post_patch=self._post_patch, post_unpatch=self._post_unpatch)
+        callbacks = Callbacks(self._pre_patch, self._post_patch, self._pre_unpatch, self._post_unpatch)
         funcs = [function.func for function in self.functions]
         self.object = Object(None if main else entry.module, funcs, callbacks=callbacks)
+        self.object.after_body = True
+        self.patch = patch
+        self.replace = archive.manifest.replace
+        others = entry.added or entry.removed or entry.at_completion or archive.hooks is not None
+        self.object.after_body = bool(others) or any(self._needs_body(function) for function in self.functions)
+
+    def _needs_body(self, function: _Function) -> bool:
+        """Whether a function has to wait for the body of its module: not only its code changes."""
+        old, new = function.old.code, function.new.code
+        if codes.docstring(old) != codes.docstring(new) or codes.global_names(new)[0] - codes.global_names(old)[0]:
+            return True
+        if "<locals>" in function.entry.name:
+            return False
+        return changes_signature(find_function(self.old, old), find_function(self.new, new))
 
     def _find(self, found: list[Definition], name: str, sympos: int) -> Definition:
         same_name = [definition for definition in found if definition.name == name]
@@ -142,13 +174,17 @@ class _Module:
         self.additions.verify(module)
 
     def _compare(self, function: _Function, original: CodeType) -> None:
-        """The proof: what is in force now is what the old source compiles to."""
-        if not codes.same(front_code(original), function.old.code):
+        """The proof: what is in force now is what the old source compiles to.
+
+        A cumulative patch takes all others back, so that for it the original counts.
+        """
+        live = original if self.replace else front_code(original)
+        if not codes.same(live, function.old.code):
             name = function.entry.name
             sentence = f"The live '{name}' in '{self.name}' is not the one that the patch was built for."
             raise LivepatchError(errno.EINVAL, sentence)
 
-    def _pre_patch(self, obj: Object) -> None:
+    def _pre_patch(self, obj: Object) -> object:
         module = obj.module
         assert module is not None
         try:
@@ -167,8 +203,22 @@ class _Module:
             # What the new source does at module level is its own affair.
             sentence = f"A new statement for '{self.name}' failed: {error!r}."
             raise LivepatchError(errno.EINVAL, sentence) from error
-        lines = self.text.decode(errors="replace").splitlines(keepends=True)
-        linecache.cache[self.new.file] = (len(self.text), None, lines, self.new.file)
+        _applied.append(self)
+        keep_source(self.text, self.new.file)
+        if self.hooks.content is not None:
+            keep_source(self.hooks.content, self.hooks.file)
+        return self._ask(obj)
+
+    def _ask(self, obj: Object) -> object:
+        """What the author's own pre_patch says; if it refuses, there will be no post_unpatch."""
+        refused: object = True
+        try:
+            callback = self.hooks.of(self.name).pre_patch
+            refused = callback(obj) if callback is not None else None
+            return refused
+        finally:
+            if refused is not None and refused != 0:
+                self._take_back()
 
     def _check_names(self, module: ModuleType) -> None:
         """New code that names what the module does not have would fail when it runs: better now."""
@@ -194,17 +244,52 @@ class _Module:
             if changes_signature(old, new):
                 carriers = carriers or redirect.functions_of(c for f in self.functions for c in _codes(f))
                 live = next((carrier for code in _codes(function) for carrier in carriers[id(code)]), None)
+                if live is not None and self.replace:
+                    live = redirect.as_original(live, function.func)
                 if live is not None:
                     attributes.update(new_attributes(old, self.new, new, live, module))
 
     def _post_patch(self, obj: Object) -> None:
         assert obj.module is not None
+        if self.replace:
+            self._take_over()
         self.constants.set(obj.module)
+        self._call(self.hooks.of(self.name).post_patch, obj)
+
+    def _pre_unpatch(self, obj: Object) -> None:
+        self._call(self.hooks.of(self.name).pre_unpatch, obj)
 
     def _post_unpatch(self, obj: Object) -> None:
+        try:
+            self._call(self.hooks.of(self.name).post_unpatch, obj)
+        finally:
+            self._take_back()
+
+    def _call(self, callback: Callable[[Object], object] | None, obj: Object) -> None:
+        if callback is not None:
+            callback(obj)
+
+    def _take_over(self) -> None:
+        """At the end of an atomic replace: the patches before this one run no callbacks, so it cleans up for them."""
+        changing = lists.changing()
+        if changing is None or changing[0].name != self.patch:
+            return
+        replaced = {patch.name for patch in lists.listed[: lists.listed.index(changing[0])]}
+        mine = {module.object.name: module for module in _applied if module.patch == self.patch}
+        for other in [module for module in _applied if module.patch in replaced]:
+            successor = mine.get(other.object.name)
+            if successor is not None:
+                successor.constants.take_over(other.constants)
+                successor.additions.take_over(other.additions)
+            other._take_back()
+
+    def _take_back(self) -> None:
+        if self in _applied:
+            _applied.remove(self)
         self.constants.set_back()
         self.additions.take_back()
         linecache.cache.pop(self.new.file, None)
+        linecache.cache.pop(self.hooks.file, None)
 
 
 def _is_defined(tables: Tables, module: ModuleType, entry: FunctionEntry) -> bool:

@@ -3,6 +3,7 @@
     manifest.json         what the patch is, and per module which functions it changes
     old/jinja2/filters.py the source that the patch was built from: proof, when it is loaded, that it fits
     new/jinja2/filters.py the source with the change
+    hooks.py              callbacks, if the author wrote any; `byhand` says what must be in it
 
 Code travels as source, because only the interpreter that will run it can compile it. The manifest names what
 changes; it does not repeat it.
@@ -27,6 +28,7 @@ from livepatch.core.model import LivepatchError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+HOOKS = "hooks.py"
 SIZE_LIMIT = 64 * 1024 * 1024  # bytes of all members together, unpacked
 MEMBER_LIMIT = 10_000
 
@@ -114,11 +116,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Archive:
-    """A patch archive in memory; `old` and `new` map a module's path to its source, as bytes."""
+    """A patch archive in memory; `old` and `new` map a module's path to its source, as bytes; so are the hooks."""
 
     manifest: Manifest
     old: Mapping[str, bytes] = field(repr=False)
     new: Mapping[str, bytes] = field(repr=False)
+    hooks: bytes | None = field(default=None, repr=False)
 
 
 def write(archive: Archive) -> bytes:
@@ -127,6 +130,8 @@ def write(archive: Archive) -> bytes:
     members = {MANIFEST: json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"}
     members |= {"old/" + path: source for path, source in archive.old.items()}
     members |= {"new/" + path: source for path, source in archive.new.items()}
+    if archive.hooks is not None:
+        members[HOOKS] = archive.hooks
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name in sorted(members):
@@ -146,6 +151,7 @@ def read(data: bytes) -> Archive:
     if MANIFEST not in members:
         raise _broken(f"it has no {MANIFEST}; a patch archive is made by `livepatch build`")
     manifest = _manifest(members.pop(MANIFEST))
+    hooks = members.pop(HOOKS, None)
     sources: dict[str, dict[str, bytes]] = {"old": {}, "new": {}}
     for name, content in members.items():
         version, _, path = name.partition("/")
@@ -157,7 +163,7 @@ def read(data: bytes) -> Archive:
         for path in sorted(expected ^ set(found)):
             what = "lacks" if path in expected else "has a needless"
             raise _broken(f"it {what} {version}/{path}")
-    return Archive(manifest, sources["old"], sources["new"])
+    return Archive(manifest, sources["old"], sources["new"], hooks)
 
 
 def _broken(why: str) -> LivepatchError:

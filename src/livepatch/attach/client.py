@@ -12,6 +12,7 @@ import base64
 import errno
 import json
 import os
+import select
 import socket
 import struct
 import time
@@ -86,6 +87,15 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def connected(self) -> bool:
+        """The other end has not closed the connection yet."""
+        if self._sock.fileno() < 0:
+            return False
+        look = select.poll()
+        look.register(self._sock, select.POLLRDHUP)
+        return not look.poll(0)
 
     def close(self) -> None:
         self._sock.close()
@@ -187,6 +197,15 @@ class Client:
             failure.traceback = str(data["traceback"])
             return failure
         return LivepatchError(number, sentence)
+
+
+def listens(process: Process) -> bool:
+    """Whether an agent listens in this process and the caller may talk to it. Nothing is said, nothing waits."""
+    try:
+        _connect(process).close()
+    except LivepatchError as error:
+        return error.errno == errno.ETIMEDOUT  # it is there, but accepts nobody just now
+    return True
 
 
 def _connect(process: Process) -> socket.socket:

@@ -112,6 +112,14 @@ def require_python(pid: int) -> Process:
     return process
 
 
+def owner(pid: int) -> tuple[int, int]:
+    """The user and the group that a process acts as. Raises NoAccess if it has ended."""
+    fields = _status_fields(pid)
+    if fields is None or fields["State"].startswith(("Z", "X")):
+        raise NoAccess(errno.ESRCH, f"Process {pid} has ended.")
+    return int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
+
+
 def alive(pid: int) -> bool:
     """Whether the process still runs (a zombie does not)."""
     fields = _status_fields(pid)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from livepatch.archive import format
+from livepatch.archive import byhand, format
 from livepatch.archive.format import (
     AddedEntry,
     Archive,
@@ -39,14 +39,25 @@ class Build:
         """Leave out what `only` does not name or `exclude` does; see `Report.narrowed`."""
         return replace(self, report=self.report.narrowed(only, exclude))
 
-    def archive(self, name: str, *, version: str = "", description: str = "", replaces: bool = False) -> bytes:
+    def archive(
+        self,
+        name: str,
+        *,
+        version: str = "",
+        description: str = "",
+        replaces: bool = False,
+        hooks: bytes | None = None,
+    ) -> bytes:
         """The content of the patch archive; the same build always gives the same bytes.
 
-        `replaces` makes it a cumulative patch; `version` is that of the new release unless given.
-        Raises LivepatchError: EINVAL if something is refused or the name will not do, ENODATA if nothing changes
-        at run time.
+        `replaces` makes it a cumulative patch; `version` is that of the new release unless given; `hooks` is the
+        source of its callbacks, which is compiled here but not run.
+        Raises LivepatchError: EINVAL if something is refused or the name or the hooks will not do, ENODATA if
+        nothing changes at run time.
         """
         format.check_name(name)
+        if hooks is not None:
+            byhand.check_hooks(hooks)
         refused = self.report.refused
         if refused:
             more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
@@ -65,7 +76,7 @@ class Build:
         )
         old, new = Tree.sort(self.old).python, Tree.sort(self.new).python
         paths = [entry.path for entry in objects]
-        return format.write(Archive(manifest, {p: old[p] for p in paths}, {p: new[p] for p in paths}))
+        return format.write(Archive(manifest, {p: old[p] for p in paths}, {p: new[p] for p in paths}, hooks))
 
 
 def from_trees(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> Build:

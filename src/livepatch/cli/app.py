@@ -31,6 +31,7 @@ COMMANDS = {
     "force": "patches",
     "unload": "patches",
     "dmesg": "show",
+    "mount": "mount",
     "demo": "demo",
 }
 

@@ -45,6 +45,12 @@ _Folder = click.Path(exists=True, file_okay=False, path_type=Path)
     "--only", multiple=True, metavar="GLOB", help="Carry only these: module, module:name or file. Repeatable."
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these out. Repeatable.")
+@click.option(
+    "--hooks",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Python with callbacks for the patch, executed when it is loaded.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="List what has no effect at run time and what was left out, too.")
 @json_option
 def build_command(
@@ -53,6 +59,7 @@ def build_command(
     description: str,
     only: tuple[str, ...],
     exclude: tuple[str, ...],
+    hooks: Path | None,
     verbose: bool,
     **source: Any,
 ) -> int:
@@ -79,7 +86,8 @@ def build_command(
         output.warn("Nothing changes for a running process, so there is no patch to make and nothing was written.")
     else:
         name = name or file.stem
-        _write(file, build.archive(name, description=description))
+        content = hooks.read_bytes() if hooks is not None else None
+        _write(file, build.archive(name, description=description, hooks=content))
         written = str(file)
         output.say(f"'{name}' is in {file}.")
     output.result({"file": written, "name": name, "report": report.to_json()})
@@ -178,7 +186,8 @@ def info_command(file: Path) -> int:
         raise LivepatchError(
             errno.ENOEXEC, f"{file} is a patch written by hand; what is in it shows when it is run: `livepatch check`."
         )
-    manifest = format.read(file.read_bytes()).manifest
+    archive = format.read(file.read_bytes())
+    manifest = archive.manifest
     output.say(f"'{manifest.name}' {manifest.version}".rstrip())
     if manifest.description:
         output.say(manifest.description)
@@ -189,6 +198,8 @@ def info_command(file: Path) -> int:
         output.say(f"for Python {manifest.requires_python}")
     if manifest.replace:
         output.say("replaces all patches that are loaded before it")
+    if archive.hooks is not None:
+        output.say(f"brings callbacks, which are executed when it is loaded: unzip -p {file} {format.HOOKS}")
     rows = []
     for entry in manifest.objects:
         rows += [[entry.module, "changed", part.name, part.reason, str(part.line)] for part in entry.functions]
@@ -199,5 +210,5 @@ def info_command(file: Path) -> int:
     for entry in manifest.objects:
         for note in entry.notes:
             output.say(note)
-    output.result(asdict(manifest))
+    output.result({**asdict(manifest), "hooks": archive.hooks is not None})
     return DONE

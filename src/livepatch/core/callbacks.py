@@ -7,9 +7,10 @@ calls it.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
-from . import log
+from . import lists, log
 from .model import LivepatchError, Object, reason
 
 
@@ -19,7 +20,7 @@ def pre_patch(obj: Object) -> None:
     cause: BaseException | None = None
     if callback is not None:
         try:
-            result = callback(obj)
+            result = _call(callback, obj)
         except Exception as error:
             cause = error
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
@@ -31,15 +32,22 @@ def pre_patch(obj: Object) -> None:
                     number, f"The pre-patch callback for '{obj.shown_name}' refused: {reason(number)}."
                 )
     if refused is not None:
-        log.warning(f"pre-patch callback failed for object '{obj.shown_name}'")
+        log.warning(f"pre-patch callback failed for object '{obj.kernel_name}'")
         raise refused from cause
     obj.post_unpatch_due = True
+
+
+def _call(callback: Callable[[Object], object], obj: Object) -> object:
+    try:
+        return callback(obj)
+    finally:
+        lists.mutex.rejoin()  # it may have imported, and lent it
 
 
 def _run(callback: Any, obj: Object) -> None:
     if callback is not None:
         try:
-            callback(obj)
+            _call(callback, obj)
         except Exception as error:
             log.warning(f"a callback for object '{obj.shown_name}' failed and was ignored: {error!r}")
 

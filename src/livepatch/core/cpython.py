@@ -6,9 +6,11 @@ Each fact has a test in `tests/core/test_cpython.py` that fails when it stops be
 from __future__ import annotations
 
 import importlib._bootstrap as _bootstrap
+import importlib._bootstrap_external as _bootstrap_external
 import platform
 import sys
 import threading
+from types import CodeType, ModuleType
 from typing import Any
 
 from .heap import referrers
@@ -87,3 +89,38 @@ def _initialized(task: Any) -> bool:
         return task.get_loop() is not None and task.get_coro() is not None
     except RuntimeError:
         return False
+
+
+def import_owners(thread: int) -> set[int]:
+    """The threads that hold the import locks for which this one waits, over any number of others.
+
+    Each module has a lock of its own while it is imported. Who waits for which is known to the import system, which
+    breaks circles of imports by it: one lock a thread on 3.11, a list of them from 3.12 on.
+    """
+    waiting: Any = getattr(_bootstrap, "_blocking_on", {})
+    owners: set[int] = set()
+    to_see = [thread]
+    while to_see:
+        locks = waiting.get(to_see.pop()) or ()
+        for lock in list(locks) if isinstance(locks, list) else [locks]:
+            owner = getattr(lock, "owner", None)
+            if owner is not None and owner not in owners:
+                owners.add(owner)
+                to_see.append(owner)
+    return owners
+
+
+def exec_removed(code: CodeType, module: ModuleType) -> None:
+    """Execute a module's body; tracebacks do not show the frames in between, as in any other import."""
+    _bootstrap._call_with_frames_removed(exec, code, module.__dict__)  # type: ignore[attr-defined]
+
+
+def runs_its_code(loader: object) -> bool:
+    """The loader imports a module by executing what its `get_code` gives, and does nothing else."""
+    ordinary = _bootstrap_external._LoaderBasics.exec_module  # type: ignore[attr-defined]
+    return getattr(type(loader), "exec_module", None) is ordinary
+
+
+def import_lock(name: str) -> Any:
+    """The lock that is held while this module is imported, as a context manager."""
+    return _bootstrap._ModuleLockManager(name)  # type: ignore[attr-defined]

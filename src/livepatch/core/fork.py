@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import os
 
-from . import registry
+from . import lists, registry
 from .transition import exempt_threads, switch_lock
 
 
 def _before() -> None:
-    registry.mutex.acquire()
+    lists.mutex.acquire()
     switch_lock.acquire()
 
 
 def _in_parent() -> None:
     switch_lock.release()
-    registry.mutex.release()
+    lists.mutex.release()
 
 
 def _in_child() -> None:
     exempt_threads.clear()
+    lists.mutex.keep_only_current()
     transition = registry.running_transition()
     if transition is not None:
         transition.keep_only_current()
     switch_lock.release()
-    registry.mutex.release()
+    lists.mutex.release()
 
 
 def install() -> None:

@@ -16,6 +16,9 @@ from typing import Any
 #: What an object that is the main program is called where a name must be shown.
 BASE_OBJECT = "__main__"
 
+#: And what it is called in the log and in the attribute tree, where the names are the kernel's.
+KERNEL = "vmlinux"
+
 #: The attributes of a function object that a `Body` may give new values.
 BODY_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__annotations__", "__doc__", "__type_params__")
 
@@ -73,18 +76,20 @@ class Func:
     __slots__ = (
         "immediate",
         "new_func",
+        "nop",
         "old_code",
         "old_name",
         "old_sympos",
         "patched",
         "suspended",
         "transition",
+        "twins",
     )
 
     def __init__(
         self,
         old_name: str,
-        new_func: FunctionType | Body | Callable[..., Any],
+        new_func: FunctionType | Body | Callable[..., Any] | None,
         *,
         old_sympos: int = 0,
         immediate: bool = False,
@@ -105,7 +110,9 @@ class Func:
         unpatching. `transition` is set on all functions of a patch, also on those of absent modules, so that a
         module that comes in the middle is treated like all others.
         """
+        self.nop = False  # made by an atomic replace: it means "run the original"
         self.old_code: CodeType | None = None  # the original, once the object is loaded
+        self.twins: tuple[CodeType, ...] = ()  # more code objects of the same definition, if it was made more than once
         self.patched = False  # it is on its redirection's stack
         self.transition = False  # it is being applied or reverted
 
@@ -150,12 +157,16 @@ class Object:
     """
 
     __slots__ = (
+        "after_body",
         "callbacks",
         "derived",
+        "dynamic",
+        "entry",
         "funcs",
         "module",
         "module_state",
         "name",
+        "nops",
         "patched",
         "post_unpatch_due",
     )
@@ -165,6 +176,8 @@ class Object:
         self.name = name
         self.funcs = list(funcs)
         self.callbacks = callbacks or Callbacks()
+        #: Its callbacks need what the module's body defines: a module that comes gets it when the body has run.
+        self.after_body = False
         self._init()
 
     def init(self) -> None:
@@ -175,19 +188,37 @@ class Object:
 
     def _init(self) -> None:
         self.module: ModuleType | None = None
+        self.entry: object = None  # what was in sys.modules under its name; a body may put something else there
         self.module_state: str | None = None
         self.derived: list[Func] = []  # the functions around nested ones, which must make redirected closures
+        self.nops: list[Func] = []  # what patches that are being replaced have here, and this one has not
+        self.dynamic = False  # made by an atomic replace, to hold nothing but nops
         self.patched = False  # its functions are on their stacks; true as well if it has none
         self.post_unpatch_due = False  # pre_patch succeeded and post_unpatch has not run
 
     def all_funcs(self) -> list[Func]:
-        """The author's functions and the derived ones, those nested deepest first."""
-        return sorted([*self.funcs, *self.derived], key=lambda func: -func.old_name.count("<locals>"))
+        """The author's functions, the derived ones and the nops, those nested deepest first."""
+        return sorted([*self.funcs, *self.derived, *self.nops], key=lambda func: -func.old_name.count("<locals>"))
+
+    def forget_module(self) -> None:
+        """The module has gone, or was refused: the object waits for it again. A running transition is not touched."""
+        self.module = self.entry = self.module_state = None
+        self.derived = []
+        self.patched = self.post_unpatch_due = False
+        for func in [*self.funcs, *self.nops]:
+            func.old_code = None
+            func.twins = ()
+            func.patched = False
 
     @property
     def shown_name(self) -> str:
-        """The name in messages and in the attribute tree."""
+        """The name for people."""
         return BASE_OBJECT if self.name is None else self.name
+
+    @property
+    def kernel_name(self) -> str:
+        """The name in the log and in the attribute tree."""
+        return KERNEL if self.name is None else self.name
 
     def __repr__(self) -> str:
         return f"<Object {self.shown_name}>"
@@ -207,13 +238,16 @@ class State:
 class Patch:
     """A set of replacements that takes effect, and is taken back, as one.
 
-    The name is the patch's identity in the process. `consistency="stack"` moves a task when none of the patched
-    functions is on its stack.
+    The name is the patch's identity in the process. `replace` makes it cumulative: it takes the place of all patches
+    that are enabled, in one transition. `consistency="stack"` moves a task when none of the patched functions is on its
+    stack; "boundary" only between two pieces of work (requests, work items, `update_patch_state`). `states` tell later
+    patches what this one has done to the system.
     """
 
     __slots__ = (
         "consistency",
         "description",
+        "dynamic",
         "enabled",
         "forced",
         "immediate",
@@ -257,8 +291,13 @@ class Patch:
             obj.init()
 
     def _init(self) -> None:
+        self.dynamic: list[Object] = []  # for modules that only the patches being replaced touch
         self.enabled = False  # the goal: true as soon as an enabling transition started
         self.forced = False  # a forced transition took it away: it can never be unloaded
+
+    def all_objects(self) -> list[Object]:
+        """The author's objects, and those that an atomic replace has added."""
+        return [*self.objects, *self.dynamic]
 
     def __repr__(self) -> str:
         return f"<Patch {self.name}>"

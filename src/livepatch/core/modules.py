@@ -1,32 +1,275 @@
-"""Modules that are imported after a patch for them was enabled.
+"""Modules that come and go under patches: the kernel's klp_module_coming and klp_module_going.
 
-A finder in front of all others waits for the names that enabled patches are waiting for. It lets the others find the
-module and wraps the loader, so that the patches are applied when the module's body has run and before `import`
-returns. A patch that does not fit refuses the module: the import fails and nothing of the module stays.
+Coming. A module's functions do not exist before its body runs, and the body may call them. But their code objects exist:
+they are constants in the compiled module. So the patches are applied before the body runs: symbols are resolved among
+these constants, callbacks run, and in the code that is then executed each constant of a patched function is
+replaced by a stub (`Redirection.make_stub`). When the body has run, the functions are found and get what any other patched
+function has. Where a loader does not show its code, or the callbacks of an object need what the body defines, the
+object is patched when the body has run and before `import` returns.
 
-Order of locks: the import lock of the module, then the registry's mutex. So callbacks, which run under the mutex,
-must not import modules that a patch waits for.
+A patch that does not fit refuses the module: the import fails, nothing of the module stays, and what older patches had
+done to it is taken back.
 
-The body itself runs unpatched, and a patched module cannot be reloaded or imported a second time while the patch
-is there: its new functions would be unpatched, and that must not pass in silence.
+Going. Python never unloads a module: `unload_module`, deletion from `sys.modules` and `importlib.reload` count as that.
+The functions that somebody still holds get their original code back, at once and without a transition: in the
+kernel nobody can be inside of a module that goes. A deletion calls nobody; it is noticed by the next operation, round or
+import of that name.
+
+All of this runs in the thread that imports, holding the module's import lock; `lock.py` tells the order of locks.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
+
+from . import callbacks, cpython, lists, log, objects, redirect
+from .codes import definitions
+from .model import Body, LivepatchError, Object, Patch
+from .redirect import Redirection, redirections
+from .resolve import init_object
+from .symbols import Symbol, Tables, choose, half_imported, is_lazy
+from .trampoline import replace_constants
+
+#: Modules whose bodies run under a loader of ours, by name; `_arrive` is called for each.
+_loading: dict[str, list[Redirection]] = {}
+#: What a refused reload leaves in sys.modules for the import system to find; see `_refuse_reload`.
+_REFUSED = "livepatch: refused "
+
+
+class RefusedModule(ImportError):
+    """A patch refused a module; `errno` says why."""
+
+    def __init__(self, sentence: str, name: str, number: int) -> None:
+        super().__init__(sentence, name=name)
+        self.errno = number
+
+
+# -- coming --------------------------------------------------------------------------------------------------
+
+
+class _Constants:
+    """The symbols of a module that is coming: what its compiled code defines."""
+
+    def __init__(self, code: CodeType) -> None:
+        self._symbols = [Symbol(d.name, d.sympos, d.code) for d in definitions(code)]
+
+    def all(self, module: ModuleType, name: str) -> list[Symbol]:
+        return [symbol for symbol in self._symbols if symbol.name == name]
+
+    def find(self, module: ModuleType, name: str, sympos: int, shown: str) -> Symbol:
+        return choose(self.all(module, name), name, sympos, shown)
+
+    def decide(self, obj: Object) -> bool:
+        """The object can be applied now: which functions there will be, and with which cells, is certain."""
+        assert obj.module is not None
+        for func in obj.funcs:
+            found = self.all(obj.module, func.old_name)
+            if len(found) > 1 and not func.old_sympos:
+                return False
+            new = func.new_func
+            if isinstance(new, Body) and (
+                new.attributes or any(s.code.co_freevars != new.code.co_freevars for s in found)
+            ):
+                return False
+        return True
+
+
+def _come(module: ModuleType, name: str, code: CodeType | None) -> CodeType | None:
+    """Apply the patches before the body runs. Returns the code to execute, if it is not the loader's own."""
+    with lists.mutex:
+        _purge_refused()
+        _loading[name] = []
+        waiting = [(patch, obj) for patch, obj in lists.objects_named(name) if obj.module is None]
+        if code is None:
+            return None
+        symbols = _Constants(code)
+        for patch, obj in waiting:
+            obj.module = obj.entry = module
+            if obj.after_body or not symbols.decide(obj):
+                obj.forget_module()
+                break  # newer patches must be applied after this one
+            _apply(patch, obj, symbols, objects.Found({}, set()))
+        mine = [obj for _, obj in waiting if obj.module is module]
+        touched = {id(f.old_code): redirections[id(f.old_code)] for obj in mine for f in obj.all_funcs()}
+        _loading[name] = list(touched.values())
+        return replace_constants(code, {key: redirection.make_stub() for key, redirection in touched.items()})
+
+
+def _arrive(module: ModuleType, name: str) -> None:
+    """The body has run: find what it made, and apply what had to wait for it."""
+    with lists.mutex:
+        entry = sys.modules.get(name, module)
+        for patch, obj in lists.objects_named(name):
+            if obj.module is module:
+                obj.entry = entry
+        try:
+            _adopt(_loading.pop(name, []))
+            body = entry if isinstance(entry, ModuleType) else module
+            for patch, obj in lists.objects_named(name):
+                if obj.module is None:
+                    obj.module, obj.entry = body, entry
+                    _apply(patch, obj, Tables([body]), None)
+        finally:
+            for _, obj in lists.objects_named(name):
+                if obj.module_state == "COMING":
+                    obj.module_state = "LIVE"
+
+
+def _adopt(born: list[Redirection]) -> None:
+    """Functions born with a stub get what their redirection has for them, or their original back."""
+    if not born:
+        return
+    current = [redirections.get(id(redirection.original), redirection) for redirection in born]
+    for redirection, stubbed in zip(current, born, strict=True):
+        redirection.stub = stubbed.stub
+    found = redirect.functions_of(code for redirection in current for code in redirection.codes())
+    cached = redirect.cached_functions()
+    for redirection in current:
+        redirection.adopt(found)
+        redirection.arrive(cached)
+    for redirection in born:
+        redirection.stub = None
+    for now in [changing] if (changing := lists.changing()) is not None else []:
+        now[1].renew(objects.suspendable(now[0]))
+
+
+def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, found: objects.Found | None) -> None:
+    """Apply one patch to a module that is coming. Raises ImportError if it refuses the module.
+
+    `found` are its functions, if that is known; without, they are searched for.
+    """
+    name = str(obj.name)
+    obj.module_state = "COMING"
+    transition = lists.transition_of(patch)
+    try:
+        try:
+            init_object(obj, symbols, _replaced(patch))
+        except LivepatchError as error:
+            log.warning(f"failed to initialize patch '{patch.name}' for module '{name}' ({-(error.errno or 0)})")
+            raise
+        log.notice(f"applying patch '{patch.name}' to loading module '{name}'")
+        callbacks.pre_patch(obj)
+        for func in obj.all_funcs():
+            func.transition = transition is not None
+        try:
+            objects.patch_object(obj, found or objects.find(obj.all_funcs()), transition)
+        except Exception as error:
+            log.warning(f"failed to apply patch '{patch.name}' to module '{name}' ({-_number(error)})")
+            _unpatch(obj)
+            raise
+    except Exception as error:
+        log.warning(f"patch '{patch.name}' failed for module '{name}', refusing to load module '{name}'")
+        obj.forget_module()
+        _revert(name)
+        raise RefusedModule(f"Patch '{patch.name}' refused '{name}': {error}", name, _number(error)) from error
+    if transition is not None:
+        transition.renew(objects.suspendable(patch))
+    else:
+        callbacks.post_patch(obj)
+
+
+def _replaced(patch: Patch) -> list[Patch]:
+    """The patches that this one is just replacing."""
+    if not patch.replace or lists.transition_of(patch) is None:
+        return []
+    return lists.listed[: lists.listed.index(patch)]
+
+
+def _number(error: Exception) -> int:
+    return error.errno or errno.EINVAL if isinstance(error, LivepatchError) else errno.EINVAL
+
+
+# -- going ---------------------------------------------------------------------------------------------------
+
+
+def _revert(name: str) -> None:
+    """Take back what all patches have done to a module, oldest patch first."""
+    for patch, obj in lists.objects_named(name):
+        if obj.module is not None:
+            _go(patch, obj)
+    if name in _loading:  # the functions that its body has made so far
+        _adopt(_loading.pop(name))
+
+
+def _go(patch: Patch, obj: Object) -> None:
+    # A module that never was there to the end keeps its state: the kernel calls it GOING only after its init has run.
+    transition = lists.transition_of(patch)
+    if transition is None:
+        callbacks.pre_unpatch(obj)
+    log.notice(f"reverting patch '{patch.name}' on unloading module '{obj.name}'")
+    _unpatch(obj)
+    obj.forget_module()
+    if transition is not None:
+        transition.renew(objects.suspendable(patch))
+
+
+def _unpatch(obj: Object) -> None:
+    touched = [redirections[id(func.old_code)] for func in obj.all_funcs() if func.patched]
+    objects.unpatch_object(obj)
+    objects.settle(touched)
+    callbacks.post_unpatch(obj)
+
+
+def _going(name: str) -> None:
+    """A module goes: tell the callbacks so, and take everything back."""
+    for _, obj in lists.objects_named(name):
+        if obj.module is not None:
+            obj.module_state = "GOING"
+    _revert(name)
+
+
+def sweep() -> None:
+    """Notice what was deleted from `sys.modules`, or replaced there. To be called under the mutex."""
+    if sys.is_finalizing():
+        return
+    for patch in list(lists.listed):
+        for obj in patch.all_objects():
+            gone = obj.name is not None and obj.module is not None and obj.module_state == "LIVE"
+            if gone and sys.modules.get(str(obj.name)) is not obj.entry:
+                _going(str(obj.name))
+    _purge_refused()
+
+
+def unload_module(name: str) -> None:
+    """Remove a module: patches are reverted on it, with their callbacks, and it leaves `sys.modules`.
+
+    Whoever still holds its functions keeps them, with their original code. Raises `LivepatchError` with ENOENT (there is
+    no such module), EINVAL (the main program, or livepatch itself), EAGAIN (submodules of it are loaded: unload these
+    first) or EBUSY (it is being imported just now).
+    """
+    if name == "__main__" or name.partition(".")[0] == __package__.partition(".")[0]:
+        raise LivepatchError(errno.EINVAL, f"'{name}' cannot be unloaded; the process would not survive it.")
+    with cpython.import_lock(name), lists.exclusively():
+        entry = sys.modules.get(name)
+        if entry is None:
+            raise LivepatchError(errno.ENOENT, f"There is no module '{name}' to unload.")
+        if name in _loading or half_imported(entry):
+            raise LivepatchError(errno.EBUSY, f"Module '{name}' is being imported just now; try again.")
+        inner = next((other for other in list(sys.modules) if other.startswith(name + ".")), None)
+        if inner is not None:
+            raise LivepatchError(errno.EAGAIN, f"Module '{name}' is in use by '{inner}'; unload that first.")
+        _going(name)
+        del sys.modules[name]
+        parent, _, last = name.rpartition(".")
+        around = sys.modules.get(parent)
+        if around is not None and vars(around).get(last) is entry:
+            delattr(around, last)
+
+
+# -- the import system ---------------------------------------------------------------------------------------
 
 
 class _Loader:
     """Stands before a module's loader for as long as the module is being loaded."""
 
-    def __init__(self, loader: Any, loading: set[str], coming: Callable[[ModuleType], None]) -> None:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._loading = loading
-        self._coming = coming
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -39,40 +282,108 @@ class _Loader:
     def exec_module(self, module: ModuleType) -> None:
         # The module is to look as if we had never been there, to its own body already.
         module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        name = module.__name__
-        self._loading.add(name)
-        try:
+        spec = module.__spec__
+        name = spec.name if spec is not None else module.__name__
+        if spec is not None:
+            spec.loader = self._loader
+        if sys.modules.get(name, module) is not module:  # a private copy; the name stands for another one
             self._loader.exec_module(module)
-        except BaseException:
-            self._loading.discard(name)
+            return
+        reload = name in sys.modules and not half_imported(module)
+        try:
+            self._exec(module, name, reload)
+        except RefusedModule:
+            if reload and spec is not None:
+                _refuse_reload(spec, name)
             raise
-        self._coming(sys.modules.get(name, module))
+        finally:
+            _loading.pop(name, None)
+
+    def _exec(self, module: ModuleType, name: str, reload: bool) -> None:
+        with lists.mutex:
+            _going(name)  # whatever the name stood for until now
+        code = self._loader.get_code(name) if cpython.runs_its_code(self._loader) else None
+        edited = _come(module, name, code)
+        try:
+            if edited is None:
+                self._loader.exec_module(module)
+            else:
+                cpython.exec_removed(edited, module)
+        except BaseException:
+            with lists.mutex:
+                _going(name)
+            if reload:
+                _arrive(module, name)  # it stays where it was, with what its body has made so far
+            raise
+        _arrive(module, name)
+
+
+def _refuse_reload(spec: ModuleSpec, name: str) -> None:
+    """Take a module out of `sys.modules` in the middle of its reload.
+
+    The import system will look for it there once more, under the name that its spec has, and must find something.
+    """
+    if name in sys.modules:
+        spec.name = _REFUSED + name
+        sys.modules[spec.name] = sys.modules.pop(name)
+
+
+def _purge_refused() -> None:
+    for name in [name for name in list(sys.modules) if name.startswith(_REFUSED)]:
+        del sys.modules[name]
+
+
+class _Watched(ModuleSpec):
+    """The spec of a module whose import had begun when a patch began to wait for it: its end is seen here."""
+
+    @property
+    def _initializing(self) -> bool:
+        return bool(self.__dict__["_initializing"])
+
+    @_initializing.setter
+    def _initializing(self, value: bool) -> None:
+        self.__dict__["_initializing"] = value
+        if value:
+            return
+        self.__class__ = ModuleSpec  # type: ignore[assignment]
+        module = sys.modules.get(self.name)
+        if isinstance(module, ModuleType) and module.__spec__ is self:
+            try:
+                _arrive(module, self.name)
+            except ImportError:
+                sys.modules.pop(self.name, None)
+                raise
+
+
+def await_absent(patch: Patch) -> None:
+    """Wait for those modules of a patch whose import has begun without our loader, or which are yet to be run.
+
+    Raises `LivepatchError` (EBUSY) if such a module cannot be waited for. A half-imported module counts as absent.
+    """
+    for obj in patch.objects:
+        name = obj.name
+        if name is None or obj.module is not None or name in _loading:
+            continue
+        deadline = time.monotonic() + 1.0
+        while name not in sys.modules and cpython.importing(name) and time.monotonic() < deadline:
+            time.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
+        module = sys.modules.get(name)
+        spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None
+        if is_lazy(module) and spec is not None:
+            spec.loader = _Loader(spec.loader)
+        elif type(spec) is ModuleSpec and half_imported(module):
+            spec.__class__ = _Watched
+        elif type(spec) is not _Watched and (module is not None or cpython.importing(name)):
+            raise LivepatchError(errno.EBUSY, f"Module '{name}' is being imported just now; try again.")
 
 
 class Finder:
-    """Waits for modules; `awaited(name)` says whether a patch does, `refused(name)` why it must not come."""
-
-    def __init__(
-        self,
-        awaited: Callable[[str], bool],
-        refused: Callable[[str], str | None],
-        coming: Callable[[ModuleType], None],
-    ) -> None:
-        self._awaited = awaited
-        self._refused = refused
-        self._coming = coming
-        #: Modules whose bodies run, and for which `coming` will be called, which takes them off.
-        self.loading: set[str] = set()
+    """In front of all others, it lets them find a module that patches wait for, and wraps its loader."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        reason = self._refused(fullname)
-        if reason is not None:
-            raise ImportError(reason, name=fullname)
-        if not self._awaited(fullname):
+        if not lists.objects_named(fullname):
             return None
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
@@ -80,17 +391,23 @@ class Finder:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader, self.loading, self._coming)  # type: ignore[assignment]
+                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 
-    def start(self) -> None:
-        """Be in front from now on."""
-        if sys.meta_path[:1] != [self]:
-            self.stop()
-            sys.meta_path.insert(0, self)
 
-    def stop(self) -> None:
-        """Nobody waits for anything any more."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+_finder = Finder()
+
+
+def await_modules() -> None:
+    """Modules matter as long as a patch is listed."""
+    if lists.listed and sys.meta_path[:1] != [_finder]:
+        _stop()
+        sys.meta_path.insert(0, _finder)
+    elif not lists.listed:
+        _stop()
+
+
+def _stop() -> None:
+    if _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)

@@ -15,13 +15,13 @@ from .model import Body, Func, Object, Patch
 from .redirect import Redirection, redirections
 from .resolve import current_codes
 from .stacks import Footprint
-from .trampoline import replace_constants
+from .trampoline import contains, replace_constants
 from .transition import Transition
 
 
 def funcs(patch: Patch) -> Iterator[Func]:
-    """All functions of a patch, derived ones too."""
-    for obj in patch.objects:
+    """All functions of a patch, derived ones and nops too."""
+    for obj in patch.all_objects():
         yield from obj.all_funcs()
 
 
@@ -51,16 +51,17 @@ def patch_object(obj: Object, found: Found, transition: Transition | None) -> No
     """
     for func in obj.all_funcs():
         assert func.old_code is not None
-        redirection = redirections.setdefault(id(func.old_code), Redirection(func.old_code))
-        redirection.stack.insert(0, func)
+        if id(func.old_code) not in redirections:
+            redirect.register(func)
+        redirections[id(func.old_code)].stack.insert(0, func)
         func.patched = True
     inner: list[Redirection] = []
     for func in obj.all_funcs():  # nested ones first: what is around them contains their code
         redirection = redirections[id(func.old_code)]
         if func in obj.derived:
             assert isinstance(func.new_func, Body)
-            replacements = {id(r.direct(r.below(r.stack[0]))): r.direct(r.stack[0]) for r in inner}
-            func.new_func.code = replace_constants(func.new_func.code, replacements)
+            replacements = {id(code): r.direct(r.stack[0]) for r in inner for code in r.codes()}
+            redirection.redirect(func, replace_constants(func.new_func.code, replacements))
         redirection.adopt(found.functions)
         redirection.direct(func)  # may need one of the functions just found, and may refuse
         if redirection.nested:
@@ -90,6 +91,30 @@ def install(obj: Object, transition: Transition, found: Found) -> None:
         redirection.install(transition, nested, found.cached)
 
 
+def surface(obj: Object) -> None:
+    """Before an object is unpatched: let it decide what functions around its nested ones make.
+
+    A newer patch may have derived its own version of such a function from the one of this patch. That version makes
+    closures of this patch, too, and must go on doing so for tasks that have not moved. So this patch takes it over, and
+    the newer one keeps what is left of it without this patch.
+    """
+    without: dict[int, CodeType] = {}
+    for func in obj.all_funcs():  # nested ones first
+        redirection = redirections[id(func.old_code)]
+        front = redirection.stack[0]
+        if func in obj.derived and front is not func and contains(redirection.direct(front), set(without)):
+            assert isinstance(front.new_func, Body)
+            taken = Func(func.old_name, Body(front.new_func.code), old_sympos=func.old_sympos, immediate=func.immediate)
+            taken.old_code, taken.patched = func.old_code, True
+            redirection.stack.remove(func)
+            redirection.stack.insert(0, taken)
+            obj.derived[obj.derived.index(func)] = taken
+            redirection.redirect(front, replace_constants(front.new_func.code, without))
+            func = front = taken
+        if front is func:
+            without[id(redirection.direct(func))] = redirection.direct(redirection.below(func))
+
+
 def unpatch_object(obj: Object) -> None:
     """Take every function of the object off its stack. What calls reach changes with `settle`."""
     for func in obj.all_funcs():
@@ -98,6 +123,13 @@ def unpatch_object(obj: Object) -> None:
             redirections[id(func.old_code)].stack.remove(func)
             func.patched = False
     obj.patched = False
+
+
+def unpatch_nops(patch: Patch) -> None:
+    """An atomic replace has completed, or is taken back: nops come off their stacks."""
+    for nop in [nop for obj in patch.all_objects() for nop in obj.nops if nop.patched]:
+        redirections[id(nop.old_code)].stack.remove(nop)
+        nop.patched = False
 
 
 def settle(touched: list[Redirection]) -> None:

@@ -10,7 +10,9 @@ hold them). They are found by asking the garbage collector who refers to the cod
 everything here is keyed by identity and keeps what it keys.
 
 Closures born while a transition runs must be redirected from birth: their code is a constant in the enclosing
-function, so in both of its versions that constant is a birth trampoline until the transition has completed.
+function, so in both of its versions that constant is a birth trampoline until the transition has completed. In the
+same way the functions of a module that comes under a patch are born redirected (`modules.py`): the code that its body
+makes them of is a *stub*, which looks up with every call what is in force.
 
 Several attributes change together, and the thread may be switched between any two steps. The trampoline
 ignores defaults, so `__code__` comes first on the way in, and last on the way out.
@@ -26,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
-from . import cpython
+from . import cpython, log
 from .codes import ITERABLE_COROUTINE, kind
 from .heap import referrers
 from .model import Body, Func, LivepatchError
@@ -45,6 +47,16 @@ def is_version(function: FunctionType) -> bool:
     return function in _version_functions
 
 
+def as_original(function: FunctionType, func: Func) -> FunctionType:
+    """A function with the code, defaults and annotations that this one had before any patch; itself if unpatched."""
+    redirection = redirections.get(id(func.old_code))
+    if redirection is None:
+        return function
+    version = redirection.version(function, None)
+    version.__annotations__ = redirection.saved(function).get("__annotations__") or {}
+    return version
+
+
 def functions_of(codes: Iterable[CodeType]) -> dict[int, list[FunctionType]]:
     """All function objects that carry one of the codes, by the code's id: one pass over the heap."""
     wanted = {id(code): code for code in codes}
@@ -61,6 +73,7 @@ class Redirection:
     def __init__(self, original: CodeType) -> None:
         self.original = original
         self.nested = "<locals>" in original.co_qualname
+        self.twins: tuple[CodeType, ...] = ()  # other code objects of the same definition
         self.stack: list[Func] = []  # front first
         self.functions: list[weakref.ref[FunctionType]] = []
         self._saved: weakref.WeakKeyDictionary[FunctionType, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -70,6 +83,8 @@ class Redirection:
         self._transition: Transition | None = None
         self._nested: dict[int, Redirection] = {}
         self._births: dict[int, CodeType] = {}  # by state
+        self._versions: tuple[Transition, Func | None, Func] | None = None  # what it chooses between
+        self.stub: CodeType | None = None  # what functions of a module that is just coming are born with
 
     # -- the versions -------------------------------------------------------------------------------
 
@@ -84,7 +99,7 @@ class Redirection:
 
     def direct(self, func: Func | None) -> CodeType:
         """The code that function objects carry when this version is in force."""
-        if func is None:
+        if func is None or func.nop:
             return self.original
         code = self._direct.get(id(func))
         if code is None:
@@ -119,18 +134,33 @@ class Redirection:
 
     def code_of(self, func: Func | None) -> list[CodeType]:
         """All code that runs when this version does."""
-        if func is None:
-            codes = [self.original]
+        if func is None or func.nop:
+            codes = [self.original, *self.twins]
         elif isinstance(func.new_func, Body):
             codes = [func.new_func.code, self.direct(func)]
         else:
+            assert func.new_func is not None
             codes = [func.new_func.__code__, self.direct(func)]
         return codes + [copy for copy, base in _copies.of(self.original) if any(base is code for code in codes)]
 
     def codes(self) -> list[CodeType]:
         """All code under which a function object of this redirection can be found."""
-        known = [self.original, *self._direct.values(), *self._births.values(), *self._trampolines, *self.stale()]
+        known = [
+            self.original,
+            *self.twins,
+            *self._direct.values(),
+            *self._births.values(),
+            *self._trampolines,
+            *self.stale(),
+        ]
+        known += [self.stub] if self.stub is not None else []
         return list({id(code): code for code in known}.values())
+
+    def redirect(self, func: Func, code: CodeType) -> None:
+        """From now on this is the code of a version that was made for it by the core."""
+        assert isinstance(func.new_func, Body)
+        func.new_func.code = code
+        self._direct.pop(id(func), None)
 
     # -- function objects ---------------------------------------------------------------------------
 
@@ -140,11 +170,12 @@ class Redirection:
         Whoever carries the original's code is one. Of those that carry a version's, only closures can be new; any other
         that was never patched has it from elsewhere, and it is not ours to exchange.
         """
+        theirs = {id(code) for code in (self.original, self.stub, *self.twins)}
         mine = [
             function
             for code in self.codes()
             for function in found.get(id(code), ())
-            if code is self.original or self.nested or function in self._saved
+            if id(code) in theirs or self.nested or function in self._saved
         ]
         self.functions = [weakref.ref(function) for function in mine]
 
@@ -187,8 +218,8 @@ class Redirection:
         if func is not None and isinstance(func.new_func, FunctionType):
             new = func.new_func
             return _clone(new.__code__, new, attributes, new.__closure__) if self.nested else new
-        code = self.original if func is None else func.new_func.code  # type: ignore[union-attr]
-        if func is not None and code.co_freevars not in ((), self.original.co_freevars):
+        code = func.new_func.code if func is not None and isinstance(func.new_func, Body) else self.original
+        if code.co_freevars not in ((), self.original.co_freevars):
             code = self.direct(func)
         return _clone(code, function, attributes, function.__closure__ if code.co_freevars else None)
 
@@ -203,6 +234,7 @@ class Redirection:
         assert func is not None
         self._transition, self._nested = transition, dict(nested)
         below = self.below(func)
+        self._versions = transition, below, func
         counted = kind(self.original) == "function"
         track = _tracker(transition, func)
         # A cache stores a result after the trampoline around the call is gone. If leaving it moved the task, the
@@ -218,12 +250,19 @@ class Redirection:
             code = trampoline(self.original, enter, track, leave, exact=_called_alike(self.original, *versions))
             self._trampolines.append(code)
             function.__code__ = code
-        if self.nested:
+        if self.nested and not self._births:
             owns = self.direct(below), self.direct(func)
             codes = self._with_births(owns[UNPATCHED], UNPATCHED), self._with_births(owns[PATCHED], PATCHED)
             for state, own in enumerate(owns):
                 enter = _birth_enterer(transition, self.original, codes, own, counted)
                 self._births[state] = trampoline(own, enter, track, leave, exact=True, birth=True)
+
+    def arrive(self, cached: set[int]) -> None:
+        """Function objects were adopted late: give them what all others have."""
+        if self._transition is not None:
+            self.install(self._transition, self._nested, cached)
+        else:
+            self.settle()
 
     def _with_births(self, code: CodeType, state: int) -> CodeType:
         """The code of a version as it runs during the transition: what it gives birth to is redirected."""
@@ -236,6 +275,21 @@ class Redirection:
     def birth(self, state: int) -> CodeType:
         """The code with which a closure is born in one of the two worlds while the transition runs."""
         return self._births[state]
+
+    def make_stub(self) -> CodeType:
+        """The code with which functions of a module that comes are born, until `adopt` finds them.
+
+        It has the parameters of the original, so that each function's own defaults are bound, unless a version is a
+        function written by hand, which has parameters and defaults of its own.
+        """
+        if self.stub is None:
+            exact = self.nested or all(isinstance(func.new_func, Body) for func in self.stack)
+            enter = _stub_enterer(self, exact)
+            self.stub = trampoline(
+                self.original, enter, _stub_tracker(self), _stub_leaver(self), exact=exact, birth=True
+            )
+            _stale.add(self.stub, self.original)
+        return self.stub
 
     def current(self) -> CodeType:
         """The code for a closure that was born too late to be found: it asks for it with every call."""
@@ -284,7 +338,7 @@ class Redirection:
         """
         for code in [*self._trampolines, *self._births.values()]:
             _stale.add(code, self.original)
-        self._transition = None
+        self._transition = self._versions = None
         self._nested = {}
         self._trampolines = []
         self._births = {}
@@ -305,6 +359,10 @@ class Remembered:
         key = id(code)
         self._entries[key] = id(original), note or original, weakref.ref(code, lambda _: self._entries.pop(key, None))
 
+    def all(self) -> dict[int, CodeType]:
+        """The notes of all, by the id of the code."""
+        return {key: note for key, (_, note, reference) in list(self._entries.items()) if reference() is not None}
+
     def of(self, original: CodeType) -> list[tuple[CodeType, CodeType]]:
         """(code, note) of those of an original that are alive. The note is another code, or the original."""
         mine = [entry for entry in list(self._entries.values()) if entry[0] == id(original)]
@@ -314,11 +372,41 @@ class Remembered:
 #: Trampolines of transitions that are over; most die at once.
 _stale = Remembered()
 
+
+def stand_ins() -> dict[int, CodeType]:
+    """The original, by the id of every code that is livepatch's own and stands for it somewhere."""
+    return _stale.all() | {id(code): r.original for r in redirections.values() for code in r.codes()}
+
+
 #: Copies of versions that give birth to trampolines, each with what it is a copy of.
 _copies = Remembered()
 
 #: All redirections, by the id of the original code.
 redirections: dict[int, Redirection] = {}
+
+
+#: The global switch: the kernel's kernel.ftrace_enabled.
+_allowed = True
+
+
+def allow(enabled: bool) -> None:
+    """Set the global switch. Raises LivepatchError (EBUSY) if it is to go off while something is redirected."""
+    global _allowed
+    if not enabled and redirections:
+        raise LivepatchError(errno.EBUSY, "Functions are redirected by patches; disable these first.")
+    _allowed = enabled
+
+
+def register(func: Func) -> None:
+    """The first replacement of a function gets it a redirection. Raises LivepatchError (EBUSY) if that is off."""
+    assert func.old_code is not None
+    if not _allowed:
+        log.error(f"failed to register ftrace handler for function '{func.old_name}' ({-errno.EBUSY})")
+        raise LivepatchError(
+            errno.EBUSY, f"'{func.old_name}' cannot be redirected: redirection is switched off in this process."
+        )
+    redirection = redirections[id(func.old_code)] = Redirection(func.old_code)
+    redirection.twins = func.twins
 
 
 def clear_caches(touched: Iterable[Redirection]) -> None:
@@ -426,6 +514,61 @@ def _birth_enterer(
         return version, token
 
     return enter
+
+
+def _stub_enterer(stubbed: Redirection, exact: bool) -> Callable[..., Any]:
+    """See `Redirection.make_stub`. It may outlive its redirection, and serve another one of the same original."""
+    original = stubbed.original
+    counted = kind(original) == "function"
+
+    def enter(cells: FunctionType | None = None) -> tuple[Any, Any]:
+        frame = sys._getframe(1)
+        while True:
+            redirection = redirections.get(id(original), stubbed)
+            versions, func, state, token = redirection._versions, redirection.front(), PATCHED, None
+            if versions is None:
+                break
+            transition, below, func = versions
+            chosen, own = transition.choose(counted, frame.f_back)
+            if chosen is not None:
+                state, token = chosen, (transition, own) if own is not None else None
+                func = func if state == PATCHED else below
+                break
+        if not exact and func is not None and isinstance(func.new_func, FunctionType):
+            return func.new_func, token
+        if not exact:
+            # Only the function object has the defaults of this version.
+            found = functions_of([frame.f_code])[id(frame.f_code)]
+            if found:
+                return redirection.version(found[-1], func), token
+        code = redirection._with_births(redirection.direct(func), state) if versions else redirection.direct(func)
+        known = dict(zip(original.co_freevars, cells.__closure__ or (), strict=True)) if cells else {}
+        closure = tuple(known[name] for name in code.co_freevars)
+        version = FunctionType(code, frame.f_globals, code.co_name, None, closure or None)
+        _version_functions.add(version)
+        return version, token
+
+    return enter
+
+
+def _stub_tracker(stubbed: Redirection) -> Callable[[Any], Any]:
+    def follow(started: Any) -> Any:
+        versions = redirections.get(id(stubbed.original), stubbed)._versions
+        if versions is not None and versions[2].suspended == "wait":
+            versions[0].track(started)
+        return started
+
+    return follow
+
+
+def _stub_leaver(stubbed: Redirection) -> Callable[[Any], None]:
+    counted = kind(stubbed.original) == "function"
+
+    def exit_switch(token: Any) -> None:
+        transition, own = token
+        transition.leave(own, counted, True, sys._getframe(1).f_back)
+
+    return exit_switch
 
 
 def _leaver(transition: Transition, counted: bool, switch: bool) -> Callable[[Any], None]:

@@ -6,13 +6,15 @@ Nothing here changes anything outside of the patch, so it can be done for a dry 
 from __future__ import annotations
 
 import errno
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
+from typing import Protocol
 
 from . import redirect
 from .codes import kind
-from .model import Body, Func, LivepatchError, Object, Patch
+from .model import Body, Func, LivepatchError, Object, Patch, State
 from .redirect import Redirection, redirections
-from .symbols import Tables, loaded_module
+from .replace import add_derived_nops, add_nops
+from .symbols import Symbol, Tables, loaded_module
 from .trampoline import contains
 
 
@@ -20,10 +22,10 @@ def check_author(patch: Patch) -> None:
     """What the author wrote must make sense by itself."""
     if not isinstance(patch, Patch) or not isinstance(patch.name, str) or not patch.name:
         raise LivepatchError(errno.EINVAL, "A patch needs a name.")
-    if patch.replace or patch.states:
-        raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': atomic replace and states are not supported yet.")
-    if patch.consistency != "stack":
-        raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': consistency must be \"stack\".")
+    if patch.consistency not in ("stack", "boundary"):
+        raise LivepatchError(errno.EINVAL, f'Patch \'{patch.name}\': consistency is "stack" or "boundary".')
+    if not all(isinstance(state, State) and isinstance(state.version, int) for state in patch.states):
+        raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': states are State objects, with numbers as versions.")
     names = [obj.shown_name for obj in patch.objects]
     for obj in patch.objects:
         if obj.name is not None and not (isinstance(obj.name, str) and obj.name):
@@ -50,34 +52,59 @@ def check_author(patch: Patch) -> None:
                 )
 
 
-def init_patch(patch: Patch) -> None:
-    """Resolve every symbol of the modules that are there. Changes nothing outside of the patch."""
+class Symbols(Protocol):
+    """Where functions are looked up: in live modules (`Tables`), or in the code of one that is coming."""
+
+    def all(self, module: ModuleType, name: str) -> list[Symbol]:
+        """All functions of a name."""
+
+    def find(self, module: ModuleType, name: str, sympos: int, shown: str) -> Symbol:
+        """One function; LivepatchError (EINVAL) if there is not exactly one."""
+
+
+def init_patch(patch: Patch, replaced: list[Patch]) -> None:
+    """Resolve every symbol of the modules that are there. Changes nothing outside of the patch.
+
+    `replaced` are the patches whose place a cumulative one takes.
+    """
+    add_nops(patch, replaced)
     present = []
-    for obj in patch.objects:
-        obj.module = loaded_module(obj.name)
+    for obj in patch.all_objects():
+        obj.module = obj.entry = loaded_module(obj.name)
         if obj.module is not None:
             obj.module_state = None if obj.name is None else "LIVE"
             present.append(obj.module)
-    tables = Tables(present) if any(obj.funcs for obj in patch.objects) else None
-    for obj in patch.objects:
+    tables = Tables(present) if any(obj.funcs or obj.nops for obj in patch.all_objects()) else None
+    for obj in patch.all_objects():
         if obj.module is not None and tables is not None:
-            init_object(obj, tables)
+            init_object(obj, tables, replaced)
 
 
-def init_object(obj: Object, tables: Tables) -> None:
+def init_object(obj: Object, tables: Symbols, replaced: list[Patch]) -> None:
+    """Resolve every symbol of one object, whose module is there or coming."""
     assert obj.module is not None
+    for func in [func for func in obj.nops if func.old_code is None]:
+        _resolve(func, obj, tables)
     for func in obj.funcs:
         if obj.module.__name__.partition(".")[0] == __package__.partition(".")[0]:
             raise LivepatchError(
                 errno.EINVAL, f"failed to find location for function '{func.old_name}': it is livepatch's own"
             )
-        func.old_code = tables.find(obj.module, func.old_name, func.old_sympos, obj.shown_name).code
+        _resolve(func, obj, tables)
         _check_kind(func)
-    _derive_enclosing(obj, tables)
+    _derive_enclosing(obj, tables, replacing=bool(replaced))
+    add_derived_nops(obj, replaced)
+
+
+def _resolve(func: Func, obj: Object, tables: Symbols) -> None:
+    assert obj.module is not None
+    symbol = tables.find(obj.module, func.old_name, func.old_sympos, obj.kernel_name)
+    func.old_code, func.twins = symbol.code, symbol.twins
 
 
 def _check_kind(func: Func) -> None:
     assert func.old_code is not None
+    assert func.new_func is not None
     new = func.new_func.code if isinstance(func.new_func, Body) else func.new_func.__code__
     if kind(new) != kind(func.old_code):
         raise LivepatchError(
@@ -97,15 +124,18 @@ def _check_kind(func: Func) -> None:
         )
 
 
-def _derive_enclosing(obj: Object, tables: Tables) -> None:
-    """A function around a patched one is patched, too: closures that it makes later must be redirected from birth."""
+def _derive_enclosing(obj: Object, tables: Symbols, *, replacing: bool) -> None:
+    """A function around a patched one is patched, too: closures that it makes later must be redirected from birth.
+
+    It is derived from the version in force, or from the original by a patch that replaces all others.
+    """
     assert obj.module is not None
     inner = [func for func in obj.funcs if "<locals>" in func.old_name]
     names = {around for func in inner for around in _enclosing(func.old_name)}
-    patched = {id(func.old_code) for func in obj.funcs}
+    patched = {id(func.old_code) for func in [*obj.funcs, *obj.nops]}
     for symbol in [symbol for name in sorted(names) for symbol in tables.all(obj.module, name)]:
         redirection = redirections.get(id(symbol.code)) or Redirection(symbol.code)
-        code = redirection.direct(redirection.front())
+        code = symbol.code if replacing else redirection.direct(redirection.front())
         wanted = {id(code) for func in inner for code in current_codes(func)}
         if contains(symbol.code, {id(func.old_code) for func in inner}) and not contains(code, wanted):
             raise LivepatchError(
@@ -115,7 +145,7 @@ def _derive_enclosing(obj: Object, tables: Tables) -> None:
         if id(symbol.code) not in patched and contains(code, wanted):
             immediate = all(func.immediate for func in inner)
             derived = Func(symbol.name, Body(code), old_sympos=symbol.sympos, immediate=immediate)
-            derived.old_code = symbol.code
+            derived.old_code, derived.twins = symbol.code, symbol.twins
             obj.derived.append(derived)
 
 
@@ -129,4 +159,4 @@ def current_codes(func: Func) -> list[CodeType]:
     """The code under which a function can be found before this patch touches it."""
     assert func.old_code is not None
     redirection = redirections.get(id(func.old_code))
-    return redirection.codes() if redirection is not None else [func.old_code]
+    return redirection.codes() if redirection is not None else [func.old_code, *func.twins]

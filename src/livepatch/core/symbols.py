@@ -20,25 +20,38 @@ from . import log
 from .codes import definitions, is_function
 from .heap import referrers
 from .model import BASE_OBJECT, LivepatchError
-from .redirect import is_version, redirections
+from .redirect import is_version, redirections, stand_ins
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A function of a live module. `sympos` counts from 1 among those of the same name; `code` is the original."""
+    """A function of a live module. `sympos` counts from 1 among those of the same name; `code` is the original.
+
+    `twins` are code objects of the same definition: the module's body has run more than once, and somebody holds
+    functions that it made before.
+    """
 
     name: str
     sympos: int
     code: CodeType
+    twins: tuple[CodeType, ...] = ()
 
 
 def loaded_module(name: str | None) -> ModuleType | None:
     """The module, if it is imported and its body has run; None asks for the main program."""
     module = sys.modules.get(BASE_OBJECT if name is None else name)
-    if not isinstance(module, ModuleType):
-        return None
-    spec = getattr(module, "__spec__", None)
-    return None if getattr(spec, "_initializing", False) else module
+    return module if isinstance(module, ModuleType) and not is_lazy(module) and not half_imported(module) else None
+
+
+def half_imported(module: object) -> bool:
+    """Its body has not run to the end."""
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def is_lazy(module: object) -> bool:
+    """Its body has not run, and will when somebody asks for an attribute; nothing may be asked of it before."""
+    util = sys.modules.get("importlib.util")
+    return util is not None and type(module) is getattr(util, "_LazyModule", None)
 
 
 def front_code(code: CodeType) -> CodeType:
@@ -56,16 +69,16 @@ class Tables:
     def __init__(self, modules: list[ModuleType]) -> None:
         self._modules = {id(module.__dict__): module for module in modules}
         self._codes: dict[int, dict[int, CodeType]] = {id(module): {} for module in modules}
-        standing_in = {id(code): r.original for r in redirections.values() for code in r.codes()}
+        self._standing_in = stand_ins()
         for thing in referrers(*(module.__dict__ for module in modules)):
             if type(thing) is FunctionType and not is_version(thing):
                 module = self._modules.get(id(thing.__globals__))
                 if module is not None:
-                    code = standing_in.get(id(thing.__code__), thing.__code__)
-                    self._add(self._codes[id(module)], code)
+                    self._add(self._codes[id(module)], thing.__code__)
         self._defined: dict[int, list[tuple[str, int, CodeType]] | None] = {}
 
     def _add(self, codes: dict[int, CodeType], code: CodeType) -> None:
+        code = self._standing_in.get(id(code), code)
         if id(code) in codes:
             return
         if is_function(code):
@@ -102,13 +115,14 @@ class Tables:
         for qualname, codes in by_name.items():
             wanted = positions or len(codes) > 1
             defined = [d for d in self._from_loader(module) if d[0] == qualname] if wanted else []
-            places = [next((n for _, n, known in defined if known == code), 0) for code in codes]
-            if all(places) and len(set(places)) == len(codes):
-                numbered = sorted(zip(places, codes, strict=True), key=lambda pair: pair[0])
+            at: dict[int, list[CodeType]] = {}
+            for code in codes:
+                at.setdefault(next((n for _, n, known in defined if known == code), 0), []).append(code)
+            if 0 not in at:
+                symbols += [Symbol(qualname, place, same[-1], tuple(same[:-1])) for place, same in sorted(at.items())]
             else:
                 ordered = sorted(codes, key=lambda code: (code.co_firstlineno, next(iter(code.co_positions()))[2] or 0))
-                numbered = list(enumerate(ordered, 1))
-            symbols += [Symbol(qualname, position, code) for position, code in numbered]
+                symbols += [Symbol(qualname, place, code) for place, code in enumerate(ordered, 1)]
         return sorted(symbols, key=lambda s: s.code.co_firstlineno)
 
     def find(self, module: ModuleType, name: str, sympos: int, shown: str) -> Symbol:
@@ -116,18 +130,22 @@ class Tables:
 
         `shown` is how messages call the object.
         """
-        found = self.all(module, name, positions=sympos > 0)
-        if not found:
-            sentence = f"symbol '{name}' not found in symbol table"
-        elif not sympos and len(found) > 1:
-            sentence = f"unresolvable ambiguity for symbol '{name}' in object '{shown}'"
-        else:
-            chosen = [symbol for symbol in found if sympos in (0, symbol.sympos)]
-            if chosen:
-                return chosen[0]
-            sentence = f"symbol position {sympos} for symbol '{name}' in object '{shown}' not found"
-        log.error(sentence)
-        raise LivepatchError(errno.EINVAL, sentence)
+        return choose(self.all(module, name, positions=sympos > 0), name, sympos, shown)
+
+
+def choose(found: list[Symbol], name: str, sympos: int, shown: str) -> Symbol:
+    """One of the symbols of a name; see `Tables.find`."""
+    if not found:
+        sentence = f"symbol '{name}' not found in symbol table"
+    elif not sympos and len(found) > 1:
+        sentence = f"unresolvable ambiguity for symbol '{name}' in object '{shown}'"
+    else:
+        chosen = [symbol for symbol in found if sympos in (0, symbol.sympos)]
+        if chosen:
+            return chosen[0]
+        sentence = f"symbol position {sympos} for symbol '{name}' in object '{shown}' not found"
+    log.error(sentence)
+    raise LivepatchError(errno.EINVAL, sentence)
 
 
 def table(module: ModuleType) -> list[Symbol]:

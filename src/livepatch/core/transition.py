@@ -38,12 +38,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Protocol
 
 from .model import TaskStatus
-from .stacks import Footprint
+from .stacks import Footprint, describe
 from .suspended import Suspended
 
 #: What a trampoline hands back when its call ends: in which direction it began, and in which task.
@@ -86,11 +86,21 @@ class View:
         state_of: Callable[[Hashable], int] = lambda task: IDLE,
         pending: Container[Hashable] = (),
         calls: Container[Hashable] = (),
+        boundary: bool = False,
     ) -> None:
         self.footprint = footprint or Footprint()
         self.state_of = state_of
         self.pending = pending
         self.calls = calls
+        self.boundary = boundary
+
+    def blocking(self, task: Hashable, affected: Sequence[FrameType]) -> list[str]:
+        """What keeps a task from moving: these frames of it, outermost last, or that it is not at a boundary."""
+        if task not in self.pending:
+            return []
+        if self.boundary and not affected:
+            return ["(in the middle of its work: it moves at a boundary, such as the end of a request)"]
+        return [describe(frame) for frame in affected]
 
 
 class Kind(Protocol):
@@ -138,10 +148,16 @@ class Transition:
         kinds: list[Kind],
         footprint: Callable[[int], Footprint],
         wake: Callable[[], None],
+        *,
+        boundary: bool = False,
     ) -> None:
-        """`footprint(state)` gives what tasks must leave to reach a state; `wake` asks for a round soon."""
+        """`footprint(state)` gives what tasks must leave to reach a state; `wake` asks for a round soon.
+
+        With `boundary`, tasks move only between two pieces of work, never in the middle of one.
+        """
         self.kinds = kinds
         self.wake = wake
+        self.boundary = boundary
         #: The task that runs in this thread: the first kind that knows one decides.
         self.current: Callable[[], Hashable] = threading.get_ident
         for kind in reversed(kinds):
@@ -244,7 +260,7 @@ class Transition:
                     self.calls[task] = left
                     return
             if (
-                switch and task == self.current()
+                switch and not self.boundary and task == self.current()
             ):  # a generator may end in another task, whose stack says nothing about this one
                 self._exit(task, frame)
 

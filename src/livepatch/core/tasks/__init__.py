@@ -41,7 +41,9 @@ def statuses(transition: Transition | None) -> list[TaskStatus]:
     if transition is None:
         return [status for kind in kinds for status in kind.statuses(View())]
     with switch_lock:
-        view = View(transition.footprint, transition.state_of, transition.pending, transition.calls)
+        view = View(
+            transition.footprint, transition.state_of, transition.pending, transition.calls, transition.boundary
+        )
         suspended = transition.suspended.live()
     found = [status for kind in kinds for status in kind.statuses(view)]
     shown = {frame for status in found for frame in status.blocking}

@@ -172,7 +172,7 @@ class Loops:
                 for link in chain(task.get_coro()) if nobodys else ():
                     transition.suspended.claim(link, task)
                 transition.uncount(task)
-                if transition.movable(task):
+                if transition.movable(task) and not transition.boundary:
                     transition.switch(task, "idle")
 
     def start(self, transition: Transition) -> None:
@@ -233,14 +233,14 @@ class Loops:
         found = []
         for task in self.tasks():
             frames = [frame for link in chain(task.get_coro()) if (frame := frame_of(link)) is not None]
-            affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden and task in view.pending]
+            affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden]
             found.append(
                 TaskStatus(
                     kind=self.label,
                     name=task.get_name(),
                     ident=hex(id(task)),
                     patch_state=view.state_of(task),
-                    blocking=[describe(frame) for frame in reversed(affected)],
+                    blocking=view.blocking(task, affected[::-1]),
                     stack=[describe(frame) for frame in reversed(frames)],
                 )
             )

@@ -13,10 +13,11 @@ too careful: the loop's callback looks again when no task runs.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable
-from types import FrameType
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from .. import cpython
@@ -25,6 +26,46 @@ from ..stacks import describe, walk
 from ..transition import Transition, View, exempt_threads, switch_lock
 
 _STARTER = getattr(threading, cpython.THREAD_STARTER)
+
+
+def between_works(frame: FrameType) -> bool:
+    """Whether a thread is between two pieces of work, as far as its stack can tell: see `Patch.consistency`.
+
+    That is so for a worker of `concurrent.futures` without a work item, and for whoever has nothing but library code on
+    its stack and no request or work item: what waits for connections, signals or other threads. Application code may be
+    in the middle of anything.
+    """
+    codes = [f.f_code for f in walk(frame)]
+    if any(code in codes for code in _functions(_WORKS)):
+        return False
+    return any(code in codes for code in _functions(_WORKERS)) or all(_is_library(code.co_filename) for code in codes)
+
+
+#: What runs one piece of work, and what waits for the next, by module.
+_WORKS = {
+    "concurrent.futures.thread": ("_WorkItem.run",),
+    "socketserver": ("BaseServer.process_request", "ThreadingMixIn.process_request_thread"),
+    "wsgiref.handlers": ("BaseHandler.run",),
+}
+_WORKERS = {"concurrent.futures.thread": ("_worker",)}
+
+
+def _functions(names: Mapping[str, tuple[str, ...]]) -> Iterator[CodeType]:
+    for module, functions in names.items():
+        for name in functions if module in sys.modules else ():
+            function: Any = sys.modules[module]
+            for part in name.split("."):
+                function = getattr(function, part, None)
+            if isinstance(function, FunctionType):
+                yield function.__code__
+
+
+@functools.cache
+def _is_library(file: str) -> bool:
+    import sysconfig  # not before it is needed: the agent is to stay small
+
+    paths = sysconfig.get_paths()
+    return file.startswith(("<frozen ", *(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))))
 
 
 class Threads:
@@ -61,6 +102,9 @@ class Threads:
                     continue
                 if ident in transition.calls and not transition.footprint.entered(frame):
                     transition.uncount(ident)
+                # Whoever does this round has called us: that is a boundary.
+                if transition.boundary and ident != threading.get_ident() and not between_works(frame):
+                    continue
                 if transition.movable(ident) and not transition.footprint.affected(frame, kept):
                     transition.switch(ident, "stack check")
 
@@ -103,7 +147,7 @@ class Threads:
                 if ident in exempt_threads:
                     continue
                 affected = view.footprint.affected(frame, []) if ident in view.pending else None
-                blocking = [describe(affected)] if affected is not None else []
+                blocking = view.blocking(ident, [affected] if affected is not None else [])
                 if ident in view.calls and not blocking:
                     blocking = ["a patched function, on a stack that is not this thread's own just now"]
                 thread = known.get(ident)

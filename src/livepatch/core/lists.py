@@ -1,0 +1,70 @@
+"""Which patches there are, which of them is in transition, and the lock over all of it.
+
+The registry's mutex is the kernel's klp_mutex: held through enabling, disabling, a round, completion and all callbacks,
+and never taken by a trampoline, a task or a callback in an event loop. Exceptions: reading the status of patches
+and the log takes no lock. `lock.py` tells the order of locks.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .lock import Mutex
+from .model import LivepatchError, Object, Patch
+from .transition import Transition
+
+mutex = Mutex()
+
+#: Enabled patches and the one in transition, oldest first: klp_patches.
+listed: list[Patch] = []
+#: All that was enabled and not unloaded, by name: the loaded patch modules.
+loaded_patches: dict[str, Patch] = {}
+#: What was forced in this process, for every later report.
+taints: list[str] = []
+
+#: The patch in transition, and its transition: klp_transition_patch. Its readers without a lock read it once.
+_changing: tuple[Patch, Transition] | None = None
+#: Somebody is in the middle of an operation; seen only by what it calls, since it holds the mutex.
+_inside = False
+
+
+@contextmanager
+def exclusively() -> Iterator[None]:
+    """Under the mutex, and not from a callback: there the kernel would deadlock, and we refuse."""
+    global _inside
+    with mutex:
+        if _inside:
+            raise LivepatchError(errno.EDEADLK, "Callbacks must not enable, disable, force or unload patches.")
+        _inside = True
+        try:
+            yield
+        finally:
+            _inside = False
+
+
+def busy() -> bool:
+    """Whoever holds the mutex is in the middle of an operation: it asks from a callback."""
+    return _inside
+
+
+def changing() -> tuple[Patch, Transition] | None:
+    """The patch in transition, and its transition."""
+    return _changing
+
+
+def set_changing(now: tuple[Patch, Transition] | None) -> None:
+    global _changing
+    _changing = now
+
+
+def transition_of(patch: Patch) -> Transition | None:
+    """The running transition, if it is this patch's."""
+    now = _changing
+    return now[1] if now is not None and now[0] is patch else None
+
+
+def objects_named(name: str) -> list[tuple[Patch, Object]]:
+    """The objects of listed patches for one module, oldest patch first."""
+    return [(patch, obj) for patch in list(listed) for obj in patch.all_objects() if obj.name == name]

@@ -1,0 +1,96 @@
+"""The registry's mutex, the kernel's klp_mutex, and its order with the import lock.
+
+Importing a module holds that module's import lock, and then wants the mutex, to have patches applied (`modules.py`). An
+operation on patches holds the mutex, and its callbacks may import, which wants import locks. The order is fixed once:
+**import lock, then mutex**. It is kept by everybody but a callback that imports a module which another thread is just
+importing; there, and only there, two threads would wait for each other for ever:
+
+    A: enable_patch, holds the mutex -> callback -> import m, waits for the lock of m
+    B: import m, holds the lock of m -> a patch waits for m -> wants the mutex
+
+B sees that whoever holds the mutex waits, over any number of threads, for an import lock of its own. Then A *lends* it
+the mutex. That is as safe as if A's callback had imported m itself, in its own thread, which is allowed: A stands
+inside of a callback, everything is in order there, and it cannot go on before B has let go of the import lock. Should
+an exception tear A out of its wait, then it waits for B at the end of the callback (`rejoin`).
+
+The switch lock comes after both, and is held by nobody who takes one of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from . import cpython
+
+#: Seconds between two looks at whom the owner waits for.
+_LOOK = 0.02
+
+
+class Mutex:
+    """A re-entrant lock that can be lent; see the head of this file."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owner: int | None = None
+        self._depth = 0
+        self._borrowed: dict[int, int] = {}  # how often, by thread
+        self._returned = threading.Condition(threading.Lock())
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take it, or borrow it. False if it is somebody else's and the caller does not want to wait."""
+        me = threading.get_ident()
+        if me in self._borrowed:
+            self._borrowed[me] += 1
+            return True
+        while not self._lock.acquire(blocking, _LOOK if blocking else -1):
+            owner = self._owner
+            if not blocking:
+                return False
+            if owner is not None and me in cpython.import_owners(owner):
+                with self._returned:
+                    self._borrowed[me] = 1
+                return True
+        self._owner = me
+        self._depth += 1
+        return True
+
+    def release(self) -> None:
+        me = threading.get_ident()
+        if me in self._borrowed:
+            with self._returned:
+                self._borrowed[me] -= 1
+                if not self._borrowed[me]:
+                    del self._borrowed[me]
+                    self._returned.notify_all()
+            return
+        if self._depth == 1:
+            self.rejoin()
+            self._owner = None
+        self._depth -= 1
+        self._lock.release()
+
+    def rejoin(self) -> None:
+        """To be called by the owner where foreign code has ended: wait until the mutex is nobody else's."""
+        if self._borrowed and threading.get_ident() not in self._borrowed:
+            with self._returned:
+                while self._borrowed:
+                    self._returned.wait()
+
+    def keep_only_current(self) -> None:
+        """After a fork, by the thread that forked and holds the lock: nobody else exists in this process."""
+        me = threading.get_ident()
+        if me in self._borrowed:  # its owner is gone
+            self._lock, self._owner, self._depth = threading.RLock(), me, self._borrowed[me]
+            for _ in range(self._depth):
+                self._lock.acquire()
+        self._borrowed.clear()
+        self._returned = threading.Condition(threading.Lock())
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
