@@ -57,7 +57,8 @@ def under_load(quick: bool) -> list[Row]:
         Row(
             f"server at {_RATE} requests/s while patches go in and out",
             "0 failed, p99 ≤ 2x quiet",
-            f"{len(traffic.failed)} failed of {len(traffic.answers):,}; p99 {during.p99:.0f} ms, quiet {before.p99:.0f} ms"
+            f"{len(traffic.failed)} failed of {len(traffic.answers):,};"
+            f" p99 {during.p99:.0f} ms, quiet {before.p99:.0f} ms"
             f" (p50 {during.median:.1f} and {before.median:.1f} ms; in {each[0]:.0f} ms, out {each[1]:.0f} ms)",
             held,
         )

@@ -114,3 +114,22 @@ def test_what_is_wrong_when_it_is_loaded(lp, build, target, hooks, words):
     assert re.match(f"livepatch: {words}.*\n$", done.err)
     assert asked(target) == "old"
     assert lp("list", "--pid", target.pid, "--json").json[0]["patches"] == []
+
+
+def test_a_cumulative_archive_takes_the_place_of_all_others(lp, build, target, tmp_path):
+    """Built with --replace: what was loaded before it is gone, and need not be disabled to be unloaded."""
+    first = tmp_path / "first.py"
+    first.write_text(
+        "import livepatch as lp\ndef answer(): return 'first'\n"
+        "__livepatch__ = lp.Patch('', [lp.Object('service', [lp.Func('answer', answer)])])\n"
+    )
+    assert lp("load", first, "--pid", target.pid).status == 0
+    file, done = build("__livepatch__ = {}", "--replace")
+    assert done.status == 0, done.err
+    assert "replaces all patches that are loaded before it" in lp("info", file).out
+    assert asked(target).startswith("first")
+    assert lp("load", file, "--pid", target.pid).status == 0
+    assert asked(target).startswith("new")
+    assert lp("unload", "first", "--pid", target.pid).status == 0
+    assert lp("disable", "fix", "--pid", target.pid).status == 0
+    assert asked(target).startswith("old")

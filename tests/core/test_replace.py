@@ -111,7 +111,7 @@ def test_whoever_has_not_moved_goes_on_with_all_of_the_replaced_patches(target, 
 
 
 def test_the_way_back_checks_for_the_originals(target, held):
-    """A nop's version is the original: who entered that in the new world has to leave it when the replace is reversed."""
+    """A nop's version is the original: who entered that in the new world has to leave it when this is reversed."""
     lp.enable_patch(version("P", target, "a", "b"))
     gate = kit.Gate()
     held.begin(target.a)

@@ -36,8 +36,9 @@ def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
 
 
 def forget_unloaded() -> None:
-    """Drop the modules of hand-written patches that are no longer loaded."""
+    """Drop what is left of patches that are no longer loaded: modules of hand-written ones, additions of archives."""
     loaded = {patch.name for patch in registry.loaded()}
+    fit.forget_unloaded(loaded)
     for name, module in list(sys.modules.items()):
         if name.startswith(_MODULES) and getattr(module.__dict__.get("__livepatch__"), "name", None) not in loaded:
             del sys.modules[name]

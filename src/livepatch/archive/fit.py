@@ -94,6 +94,12 @@ def _import_for(modules: list[_Module]) -> None:
 _applied: list[_Module] = []
 
 
+def forget_unloaded(loaded: set[str]) -> None:
+    """Clean up for patches that are gone without their callbacks: replaced by one that does not know them."""
+    for module in [module for module in _applied if module.patch not in loaded]:
+        module._take_back()
+
+
 class _Function:
     """One function that the patch changes, in both versions."""
 
@@ -133,7 +139,6 @@ class _Module:
         callbacks = Callbacks(self._pre_patch, self._post_patch, self._pre_unpatch, self._post_unpatch)
         funcs = [function.func for function in self.functions]
         self.object = Object(None if main else entry.module, funcs, callbacks=callbacks)
-        self.object.after_body = True
         self.patch = patch
         self.replace = archive.manifest.replace
         others = entry.added or entry.removed or entry.at_completion or archive.hooks is not None

@@ -45,6 +45,7 @@ _Folder = click.Path(exists=True, file_okay=False, path_type=Path)
     "--only", multiple=True, metavar="GLOB", help="Carry only these: module, module:name or file. Repeatable."
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these out. Repeatable.")
+@click.option("--replace", is_flag=True, help="Make it cumulative: it takes the place of all patches loaded before it.")
 @click.option(
     "--hooks",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -59,6 +60,7 @@ def build_command(
     description: str,
     only: tuple[str, ...],
     exclude: tuple[str, ...],
+    replace: bool,
     hooks: Path | None,
     verbose: bool,
     **source: Any,
@@ -87,7 +89,7 @@ def build_command(
     else:
         name = name or file.stem
         content = hooks.read_bytes() if hooks is not None else None
-        _write(file, build.archive(name, description=description, hooks=content))
+        _write(file, build.archive(name, description=description, replaces=replace, hooks=content))
         written = str(file)
         output.say(f"'{name}' is in {file}.")
     output.result({"file": written, "name": name, "report": report.to_json()})

@@ -41,6 +41,8 @@ class LivepatchError(OSError):
         """The errno's name, `EBUSY` and so on."""
         import errno
 
+        if self.errno == errno.EDEADLK:
+            return "EDEADLK"  # the table has only the last of its names
         return errno.errorcode.get(self.errno or 0, str(self.errno))
 
 

@@ -1,19 +1,19 @@
 """Modules that come and go under patches: the kernel's klp_module_coming and klp_module_going.
 
-Coming. A module's functions do not exist before its body runs, and the body may call them. But their code objects exist:
-they are constants in the compiled module. So the patches are applied before the body runs: symbols are resolved among
-these constants, callbacks run, and in the code that is then executed each constant of a patched function is
-replaced by a stub (`Redirection.make_stub`). When the body has run, the functions are found and get what any other patched
-function has. Where a loader does not show its code, or the callbacks of an object need what the body defines, the
-object is patched when the body has run and before `import` returns.
+Coming. A module's functions do not exist before its body runs, and the body may call them. But their code objects
+exist: they are constants in the compiled module. So the patches are applied before the body runs: symbols are resolved
+among these constants, callbacks run, and in the code that is then executed each constant of a patched function is
+replaced by a stub (`Redirection.make_stub`). When the body has run, the functions are found and get what any other
+patched function has. Where a loader does not show its code, or the callbacks of an object need what the body defines,
+the object is patched when the body has run and before `import` returns.
 
 A patch that does not fit refuses the module: the import fails, nothing of the module stays, and what older patches had
 done to it is taken back.
 
-Going. Python never unloads a module: `unload_module`, deletion from `sys.modules` and `importlib.reload` count as that.
-The functions that somebody still holds get their original code back, at once and without a transition: in the
-kernel nobody can be inside of a module that goes. A deletion calls nobody; it is noticed by the next operation, round or
-import of that name.
+Going. Python never unloads a module: `unload_module`, deletion from `sys.modules` and `importlib.reload` count as
+that. The functions that somebody still holds get their original code back, at once and without a transition: in the
+kernel nobody can be inside of a module that goes. A deletion calls nobody; it is noticed by the next operation, round
+or import of that name.
 
 All of this runs in the thread that imports, holding the module's import lock; `lock.py` tells the order of locks.
 """
@@ -105,7 +105,7 @@ def _arrive(module: ModuleType, name: str) -> None:
     """The body has run: find what it made, and apply what had to wait for it."""
     with lists.mutex:
         entry = sys.modules.get(name, module)
-        for patch, obj in lists.objects_named(name):
+        for _, obj in lists.objects_named(name):
             if obj.module is module:
                 obj.entry = entry
         try:
@@ -239,9 +239,9 @@ def sweep() -> None:
 def unload_module(name: str) -> None:
     """Remove a module: patches are reverted on it, with their callbacks, and it leaves `sys.modules`.
 
-    Whoever still holds its functions keeps them, with their original code. Raises `LivepatchError` with ENOENT (there is
-    no such module), EINVAL (the main program, or livepatch itself), EAGAIN (submodules of it are loaded: unload these
-    first) or EBUSY (it is being imported just now).
+    Whoever still holds its functions keeps them, with their original code. Raises `LivepatchError` with ENOENT (there
+    is no such module), EINVAL (the main program, or livepatch itself), EAGAIN (submodules of it are loaded: unload
+    these first) or EBUSY (it is being imported just now).
     """
     if name == "__main__" or name.partition(".")[0] == __package__.partition(".")[0]:
         raise LivepatchError(errno.EINVAL, f"'{name}' cannot be unloaded; the process would not survive it.")

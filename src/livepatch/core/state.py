@@ -1,9 +1,9 @@
 """System states: what patches have done to the process beyond exchanging functions, told from one to the next.
 
-A callback may change more than functions: widen a table, start a thread, attach shadow variables. A patch says so by a
-`State` with an id of the author's choice and a version. A later patch may be enabled only if it knows all of these
-states, in the same version or a newer one, or if it leaves the patches that made them in place. The core never touches a
-state's `data`: the callbacks of a cumulative patch take it over from the patch before (`get_prev_state`).
+A callback may change more than functions: widen a table, start a thread, attach shadow variables. A patch says so by
+a `State` with an id of the author's choice and a version. A later patch may be enabled only if it knows all of these
+states, in the same version or a newer one, or if it leaves the patches that made them in place. The core never touches
+a state's `data`: the callbacks of a cumulative patch take it over from the patch before (`get_prev_state`).
 """
 
 from __future__ import annotations
