@@ -360,7 +360,7 @@ def test_reading_takes_no_lock(in_transition):
     taken, done = threading.Event(), threading.Event()
 
     def hold():
-        with lists.mutex:
+        with lists.mutex.held():
             taken.set()
             assert done.wait(kit.PATIENCE)
 

@@ -34,7 +34,7 @@ _inside = False
 def exclusively() -> Iterator[None]:
     """Under the mutex, and not from a callback: there the kernel would deadlock, and we refuse."""
     global _inside
-    with mutex:
+    with mutex.held():
         if _inside:
             raise LivepatchError(errno.EDEADLK, "Callbacks must not enable, disable, force or unload patches.")
         _inside = True

@@ -19,7 +19,8 @@ The switch lock comes after both, and is held by nobody who takes one of them.
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from . import cpython
 
@@ -33,26 +34,33 @@ class Mutex:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._owner: int | None = None
-        self._depth = 0
         self._borrowed: dict[int, int] = {}  # how often, by thread
         self._returned = threading.Condition(threading.Lock())
 
-    def acquire(self, blocking: bool = True) -> bool:
-        """Take it, or borrow it. False if it is somebody else's and the caller does not want to wait."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it. A nested hold counts nothing, so an exception that comes from outside leaves no count behind."""
+        if self._mine():
+            yield
+            return
+        try:
+            self._wait()
+            yield
+        finally:
+            if self._mine():
+                self.release()
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Take it, for who cannot use `held`. False if it is somebody else's and the caller does not want to wait."""
         me = threading.get_ident()
         if me in self._borrowed:
             self._borrowed[me] += 1
-            return True
-        while not self._lock.acquire(blocking, _LOOK if blocking else -1):
-            owner = self._owner
-            if not blocking:
+        elif self._mine() or blocking:
+            self._wait()
+        else:
+            if not self._lock.acquire(blocking=False):
                 return False
-            if owner is not None and me in cpython.import_owners(owner):
-                with self._returned:
-                    self._borrowed[me] = 1
-                return True
-        self._owner = me
-        self._depth += 1
+            self._owner = me
         return True
 
     def release(self) -> None:
@@ -64,11 +72,13 @@ class Mutex:
                     del self._borrowed[me]
                     self._returned.notify_all()
             return
-        if self._depth == 1:
+        try:
             self.rejoin()
-            self._owner = None
-        self._depth -= 1
-        self._lock.release()
+        finally:
+            self._owner = None  # set anew by whoever holds it still, below
+            self._lock.release()
+            if self._mine():
+                self._owner = me
 
     def rejoin(self) -> None:
         """To be called by the owner where foreign code has ended: wait until the mutex is nobody else's."""
@@ -81,16 +91,21 @@ class Mutex:
         """After a fork, by the thread that forked and holds the lock: nobody else exists in this process."""
         me = threading.get_ident()
         if me in self._borrowed:  # its owner is gone
-            self._lock, self._owner, self._depth = threading.RLock(), me, self._borrowed[me]
-            for _ in range(self._depth):
+            self._lock, self._owner = threading.RLock(), me
+            for _ in range(self._borrowed[me]):
                 self._lock.acquire()
         self._borrowed.clear()
         self._returned = threading.Condition(threading.Lock())
 
-    def __enter__(self) -> None:
-        self.acquire()
+    def _mine(self) -> bool:
+        return threading.get_ident() in self._borrowed or self._lock._is_owned()  # type: ignore[attr-defined]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+    def _wait(self) -> None:
+        me = threading.get_ident()
+        while not self._lock.acquire(timeout=_LOOK):
+            owner = self._owner
+            if owner is not None and me in cpython.import_owners(owner):
+                with self._returned:
+                    self._borrowed[me] = 1
+                return
+        self._owner = me

@@ -82,7 +82,7 @@ class _Constants:
 
 def _come(module: ModuleType, name: str, code: CodeType | None) -> CodeType | None:
     """Apply the patches before the body runs. Returns the code to execute, if it is not the loader's own."""
-    with lists.mutex:
+    with lists.mutex.held():
         _purge_refused()
         _loading[name] = []
         waiting = [(patch, obj) for patch, obj in lists.objects_named(name) if obj.module is None]
@@ -103,7 +103,7 @@ def _come(module: ModuleType, name: str, code: CodeType | None) -> CodeType | No
 
 def _arrive(module: ModuleType, name: str) -> None:
     """The body has run: find what it made, and apply what had to wait for it."""
-    with lists.mutex:
+    with lists.mutex.held():
         entry = sys.modules.get(name, module)
         for _, obj in lists.objects_named(name):
             if obj.module is module:
@@ -300,7 +300,7 @@ class _Loader:
             _loading.pop(name, None)
 
     def _exec(self, module: ModuleType, name: str, reload: bool) -> None:
-        with lists.mutex:
+        with lists.mutex.held():
             _going(name)  # whatever the name stood for until now
         code = self._loader.get_code(name) if cpython.runs_its_code(self._loader) else None
         edited = _come(module, name, code)
@@ -310,7 +310,7 @@ class _Loader:
             else:
                 cpython.exec_removed(edited, module)
         except BaseException:
-            with lists.mutex:
+            with lists.mutex.held():
                 _going(name)
             if reload:
                 _arrive(module, name)  # it stays where it was, with what its body has made so far

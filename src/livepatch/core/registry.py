@@ -77,7 +77,7 @@ def next_round() -> float | None:
 def tick() -> None:
     """Do one round now. Without a transition, nothing."""
     global _due, _wait
-    with lists.mutex:
+    with lists.mutex.held():
         if changing() is None or lists.busy():
             return
         with exclusively():
