@@ -536,6 +536,46 @@ def test_importing_and_enabling_race(on_disk, monkeypatch):
             kit.take_out("p")
 
 
+def test_a_module_that_came_past_the_finder(on_disk, module, monkeypatch, called):
+    """It is patched by the next operation, or round; one that cannot be is left alone, and asked once."""
+    lp.enable_patch(absent("p", called=called))
+    target = module(SOURCE, "lp_later")
+    assert target.f() == "old"
+    with pytest.raises(lp.LivepatchError):
+        lp.write_enabled("p", 1)
+    assert target.f() == "new"
+    assert [which for _, which, *_ in called] == ["pre_patch", "post_patch"]
+    kit.take_out("p")
+    lp.enable_patch(absent("q", "lp_wrong"))
+    module("", "lp_wrong")
+    for _ in range(3):
+        with pytest.raises(lp.LivepatchError):
+            lp.write_enabled("q", 1)
+    assert len([line for line in lp.dmesg() if "refusing to load module 'lp_wrong'" in line]) == 1
+    kit.take_out("q")
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt])
+def test_a_callback_that_wants_to_exit_in_the_middle_of_an_import(on_disk, raised):
+    """What it wants happens, and nothing is left half done."""
+
+    def pre_patch(obj):
+        raise raised
+
+    on_disk("lp_later")
+    patch = absent("p")
+    lp.enable_patch(patch)
+    patch.objects[0].callbacks.pre_patch = pre_patch
+    with pytest.raises(raised):
+        importlib.import_module("lp_later")
+    no_trace()
+    patch.objects[0].callbacks.pre_patch = None
+    patch.objects[0].callbacks.post_patch = pre_patch
+    assert importlib.import_module("lp_later").f() == "new"
+    assert "a callback for object 'lp_later' failed" in lp.dmesg()[-1]
+    kit.take_out("p")
+
+
 # -- the finder ------------------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ def _run(callback: Any, obj: Object) -> None:
     if callback is not None:
         try:
             _call(callback, obj)
-        except Exception as error:
+        except BaseException as error:  # not even an exit: what comes next must be done
             log.warning(f"a callback for object '{obj.shown_name}' failed and was ignored: {error!r}")
 
 

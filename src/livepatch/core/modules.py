@@ -33,7 +33,7 @@ from .codes import definitions
 from .model import Body, LivepatchError, Object, Patch
 from .redirect import Redirection, redirections
 from .resolve import init_object
-from .symbols import Symbol, Tables, choose, half_imported, is_lazy
+from .symbols import Symbol, Tables, choose, half_imported, is_lazy, loaded_module
 from .trampoline import replace_constants
 
 #: Modules whose bodies run under a loader of ours, by name; `_arrive` is called for each.
@@ -159,14 +159,16 @@ def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, found: objec
             func.transition = transition is not None
         try:
             objects.patch_object(obj, found or objects.find(obj.all_funcs()), transition)
-        except Exception as error:
+        except BaseException as error:
             log.warning(f"failed to apply patch '{patch.name}' to module '{name}' ({-_number(error)})")
             _unpatch(obj)
             raise
-    except Exception as error:
+    except BaseException as error:
         log.warning(f"patch '{patch.name}' failed for module '{name}', refusing to load module '{name}'")
         obj.forget_module()
         _revert(name)
+        if not isinstance(error, Exception):
+            raise
         raise RefusedModule(f"Patch '{patch.name}' refused '{name}': {error}", name, _number(error)) from error
     if transition is not None:
         transition.renew(objects.suspendable(patch))
@@ -181,7 +183,7 @@ def _replaced(patch: Patch) -> list[Patch]:
     return lists.listed[: lists.listed.index(patch)]
 
 
-def _number(error: Exception) -> int:
+def _number(error: BaseException) -> int:
     return error.errno or errno.EINVAL if isinstance(error, LivepatchError) else errno.EINVAL
 
 
@@ -225,7 +227,7 @@ def _going(name: str) -> None:
 
 
 def sweep() -> None:
-    """Notice what was deleted from `sys.modules`, or replaced there. To be called under the mutex."""
+    """Notice what was deleted from `sys.modules`, or came there past us. To be called under the mutex."""
     if sys.is_finalizing():
         return
     for patch in list(lists.listed):
@@ -233,7 +235,20 @@ def sweep() -> None:
             gone = obj.name is not None and obj.module is not None and obj.module_state == "LIVE"
             if gone and sys.modules.get(str(obj.name)) is not obj.entry:
                 _going(str(obj.name))
+            elif obj.name is not None and obj.module is None and obj.name not in _loading:
+                _apply_unseen(obj, str(obj.name))
     _purge_refused()
+
+
+def _apply_unseen(obj: Object, name: str) -> None:
+    """A module is there although nobody saw it come: some other finder was before ours, or it was put there."""
+    module = loaded_module(name)
+    if module is None or obj.entry is module or cpython.importing(name):
+        return
+    try:
+        _arrive(module, name)
+    except ImportError:  # it cannot be refused any more, and it would be again
+        obj.entry = module
 
 
 def unload_module(name: str) -> None:
