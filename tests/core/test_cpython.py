@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import subprocess
 import sys
 import threading
 import types
@@ -445,3 +446,11 @@ def test_a_task_whose_making_has_not_ended_is_not_listed():
     seen, bare = [], []
     asyncio.run(main())
     assert seen == [[False], [True]]
+
+
+def test_what_the_interpreter_freezes_by_itself_is_not_mistaken_for_a_program_that_freezes():
+    """Else its whole heap would be frozen at the first look, and nothing in a cycle would ever be collected again."""
+    program = "import gc, livepatch.core.heap as heap; print(gc.get_freeze_count() <= heap._ITS_OWN, end=' ')"
+    program += "; gc.freeze(); print(gc.get_freeze_count() > heap._ITS_OWN)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True True\n"

@@ -205,10 +205,11 @@ def test_positions_of_a_module_whose_file_has_changed_since(on_disk, tmp_path):
 
 
 def test_positions_of_equal_functions_on_one_line(on_disk):
+    """Some releases of 3.12 compile them into one code object: that is one function then, which two objects carry."""
     target = on_disk("lp_lambdas", "pair = lambda: 1, lambda: 1\nother = lambda: 2\n")
-    assert listed(target) == [("<lambda>", 1), ("<lambda>", 2), ("<lambda>", 3)]
-    assert find(target, "<lambda>", 1) is target.pair[0].__code__
-    assert find(target, "<lambda>", 2) is target.pair[1].__code__
+    codes = list({id(fn.__code__): fn.__code__ for fn in (*target.pair, target.other)}.values())
+    assert listed(target) == [("<lambda>", place) for place in range(1, len(codes) + 1)]
+    assert [find(target, "<lambda>", place) for place in range(1, len(codes) + 1)] == codes
 
 
 def test_positions_of_equal_functions_on_different_lines(on_disk):

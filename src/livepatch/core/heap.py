@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+#: Some interpreters (3.12) freeze a few hundred objects by themselves. The heap of any program has thousands.
+_ITS_OWN = 1000
+
 
 def referrers(*things: object) -> list[Any]:
     """`gc.get_referrers`, which passes over frozen objects, without passing over them."""
@@ -23,7 +26,7 @@ def instances(cls: type) -> list[Any]:
 @contextmanager
 def _thawed() -> Iterator[None]:
     """A server that forks calls `gc.freeze()` first; its functions are all frozen then."""
-    frozen = gc.get_freeze_count()
+    frozen = gc.get_freeze_count() > _ITS_OWN
     if frozen:
         gc.unfreeze()
     try:

@@ -117,7 +117,8 @@ class Tables:
             defined = [d for d in self._from_loader(module) if d[0] == qualname] if wanted else []
             at: dict[int, list[CodeType]] = {}
             for code in codes:
-                at.setdefault(next((n for _, n, known in defined if known == code), 0), []).append(code)
+                places = [place for _, place, known in defined if _same_definition(known, code)]
+                at.setdefault(places[0] if len(places) == 1 else 0, []).append(code)
             if 0 not in at:
                 symbols += [Symbol(qualname, place, same[-1], tuple(same[:-1])) for place, same in sorted(at.items())]
             else:
@@ -131,6 +132,11 @@ class Tables:
         `shown` is how messages call the object.
         """
         return choose(self.all(module, name, positions=sympos > 0), name, sympos, shown)
+
+
+def _same_definition(one: CodeType, other: CodeType) -> bool:
+    """Both were compiled from the same place. Equal code alone may stand twice on one line."""
+    return one == other and list(one.co_positions()) == list(other.co_positions())
 
 
 def choose(found: list[Symbol], name: str, sympos: int, shown: str) -> Symbol:
