@@ -4,8 +4,9 @@ Coming. A module's functions do not exist before its body runs, and the body may
 exist: they are constants in the compiled module. So the patches are applied before the body runs: symbols are resolved
 among these constants, callbacks run, and in the code that is then executed each constant of a patched function is
 replaced by a stub (`Redirection.make_stub`). When the body has run, the functions are found and get what any other
-patched function has. Where a loader does not show its code, or the callbacks of an object need what the body defines,
-the object is patched when the body has run and before `import` returns.
+patched function has. Where a loader has its own way to execute a module, or the body decides which of two functions
+there will be, callbacks run before the body all the same, and the functions are redirected when it has run. An
+object whose callbacks need what the body defines waits for that.
 
 A patch that does not fit refuses the module: the import fails, nothing of the module stays, and what older patches had
 done to it is taken back.
@@ -21,12 +22,13 @@ All of this runs in the thread that imports, holding the module's import lock; `
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import time
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from . import callbacks, cpython, lists, log, objects, redirect
 from .codes import definitions
@@ -65,23 +67,30 @@ class _Constants:
     def find(self, module: ModuleType, name: str, sympos: int, shown: str) -> Symbol:
         return choose(self.all(module, name), name, sympos, shown)
 
-    def decide(self, obj: Object) -> bool:
-        """The object can be applied now: which functions there will be, and with which cells, is certain."""
+    def needs_body(self, obj: Object) -> bool:
+        """A function of the object gets what can be made only from the live one: defaults, or other cells."""
+        bodies = [(func, func.new_func) for func in obj.funcs if isinstance(func.new_func, Body)]
+        return any(
+            new.attributes
+            or any(s.code.co_freevars != new.code.co_freevars for s in self._symbols if s.name == func.old_name)
+            for func, new in bodies
+        )
+
+    def certain(self, obj: Object) -> bool:
+        """It is known which functions there will be: of no name there are several to choose from."""
+        names = [symbol.name for symbol in self._symbols]
+        return all(func.old_sympos or names.count(func.old_name) <= 1 for func in [*obj.funcs, *obj.nops])
+
+    def expect(self, obj: Object) -> None:
+        """Raise LivepatchError if the body cannot define a function; of several with one name it may define one."""
         assert obj.module is not None
-        for func in obj.funcs:
-            found = self.all(obj.module, func.old_name)
-            if len(found) > 1 and not func.old_sympos:
-                return False
-            new = func.new_func
-            if isinstance(new, Body) and (
-                new.attributes or any(s.code.co_freevars != new.code.co_freevars for s in found)
-            ):
-                return False
-        return True
+        for func in [*obj.funcs, *obj.nops]:
+            if func.old_sympos or not self.all(obj.module, func.old_name):
+                self.find(obj.module, func.old_name, func.old_sympos, obj.kernel_name)
 
 
-def _come(module: ModuleType, name: str, code: CodeType | None) -> CodeType | None:
-    """Apply the patches before the body runs. Returns the code to execute, if it is not the loader's own."""
+def _come(module: ModuleType, name: str, code: CodeType | None, *, ours: bool) -> CodeType | None:
+    """Apply the patches before the body runs. Returns the code to execute if it is `ours` to do that."""
     with lists.mutex.held():
         _purge_refused()
         _loading[name] = []
@@ -89,32 +98,36 @@ def _come(module: ModuleType, name: str, code: CodeType | None) -> CodeType | No
         if code is None:
             return None
         symbols = _Constants(code)
+        certain = ours
         for patch, obj in waiting:
-            obj.module = obj.entry = module
-            if obj.after_body or not symbols.decide(obj):
-                obj.forget_module()
+            if obj.after_body or symbols.needs_body(obj):
                 break  # newer patches must be applied after this one
-            _apply(patch, obj, symbols, objects.Found({}, set()))
-        mine = [obj for _, obj in waiting if obj.module is module]
-        touched = {id(f.old_code): redirections[id(f.old_code)] for obj in mine for f in obj.all_funcs()}
+            certain = certain and symbols.certain(obj)
+            obj.module = obj.entry = module
+            _apply(patch, obj, symbols, promise=not certain)
+        born = [func for _, obj in waiting if obj.module is module for func in obj.all_funcs() if func.patched]
+        touched = {id(func.old_code): redirections[id(func.old_code)] for func in born}
         _loading[name] = list(touched.values())
-        return replace_constants(code, {key: redirection.make_stub() for key, redirection in touched.items()})
+        stubs = {key: redirection.make_stub() for key, redirection in touched.items()}
+        return replace_constants(code, stubs) if ours else None
 
 
 def _arrive(module: ModuleType, name: str) -> None:
     """The body has run: find what it made, and apply what had to wait for it."""
     with lists.mutex.held():
         entry = sys.modules.get(name, module)
+        body = entry if isinstance(entry, ModuleType) else module
         for _, obj in lists.objects_named(name):
             if obj.module is module:
                 obj.entry = entry
         try:
             _adopt(_loading.pop(name, []))
-            body = entry if isinstance(entry, ModuleType) else module
             for patch, obj in lists.objects_named(name):
                 if obj.module is None:
                     obj.module, obj.entry = body, entry
-                    _apply(patch, obj, Tables([body]), None)
+                    _apply(patch, obj, Tables([body]))
+                elif any(func.old_code is None for func in [*obj.funcs, *obj.nops]):
+                    _keep_promise(patch, obj)
         finally:
             for _, obj in lists.objects_named(name):
                 if obj.module_state == "COMING":
@@ -139,41 +152,68 @@ def _adopt(born: list[Redirection]) -> None:
         now[1].renew(objects.suspendable(now[0]))
 
 
-def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, found: objects.Found | None) -> None:
+def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: bool = False) -> None:
     """Apply one patch to a module that is coming. Raises ImportError if it refuses the module.
 
-    `found` are its functions, if that is known; without, they are searched for.
+    With `promise` everything is done but redirection: what will be redirected shows when the body has run.
     """
     name = str(obj.name)
     obj.module_state = "COMING"
     transition = lists.transition_of(patch)
     try:
         try:
-            init_object(obj, symbols, _replaced(patch))
+            if promise and isinstance(symbols, _Constants):
+                symbols.expect(obj)
+            else:
+                init_object(obj, symbols, _replaced(patch))
         except LivepatchError as error:
             log.warning(f"failed to initialize patch '{patch.name}' for module '{name}' ({-(error.errno or 0)})")
             raise
         log.notice(f"applying patch '{patch.name}' to loading module '{name}'")
         callbacks.pre_patch(obj)
-        for func in obj.all_funcs():
-            func.transition = transition is not None
-        try:
-            objects.patch_object(obj, found or objects.find(obj.all_funcs()), transition)
-        except BaseException as error:
-            log.warning(f"failed to apply patch '{patch.name}' to module '{name}' ({-_number(error)})")
-            _unpatch(obj)
-            raise
+        _redirect(patch, obj, symbols, promise=promise)
     except BaseException as error:
-        log.warning(f"patch '{patch.name}' failed for module '{name}', refusing to load module '{name}'")
         obj.forget_module()
-        _revert(name)
-        if not isinstance(error, Exception):
-            raise
-        raise RefusedModule(f"Patch '{patch.name}' refused '{name}': {error}", name, _number(error)) from error
+        _refuse(patch, name, error)
+    if transition is None:
+        callbacks.post_patch(obj)
+
+
+def _keep_promise(patch: Patch, obj: Object) -> None:
+    """Its callbacks ran before the body; now there are functions."""
+    assert obj.module is not None
+    try:
+        init_object(obj, Tables([obj.module]), _replaced(patch))
+        _redirect(patch, obj, Tables([obj.module]), promise=False)
+    except BaseException as error:
+        _refuse(patch, str(obj.name), error)
+
+
+def _redirect(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: bool) -> None:
+    transition = lists.transition_of(patch)
+    for func in obj.all_funcs():
+        func.transition = transition is not None
+    try:
+        if promise:
+            redirect.check_allowed(obj.all_funcs())
+            obj.patched = True
+            return
+        found = objects.find(obj.all_funcs()) if isinstance(symbols, Tables) else objects.Found({}, set())
+        objects.patch_object(obj, found, transition)
+    except BaseException as error:
+        log.warning(f"failed to apply patch '{patch.name}' to module '{obj.name}' ({-_number(error)})")
+        _unpatch(obj)
+        raise
     if transition is not None:
         transition.renew(objects.suspendable(patch))
-    else:
-        callbacks.post_patch(obj)
+
+
+def _refuse(patch: Patch, name: str, error: BaseException) -> NoReturn:
+    log.warning(f"patch '{patch.name}' failed for module '{name}', refusing to load module '{name}'")
+    _revert(name)
+    if not isinstance(error, Exception):
+        raise error
+    raise RefusedModule(f"Patch '{patch.name}' refused '{name}': {error}", name, _number(error)) from error
 
 
 def _replaced(patch: Patch) -> list[Patch]:
@@ -317,8 +357,9 @@ class _Loader:
     def _exec(self, module: ModuleType, name: str, reload: bool) -> None:
         with lists.mutex.held():
             _going(name)  # whatever the name stood for until now
-        code = self._loader.get_code(name) if cpython.runs_its_code(self._loader) else None
-        edited = _come(module, name, code)
+        ours = cpython.runs_its_code(self._loader)
+        code = self._loader.get_code(name) if ours else _foreseen(self._loader, module, name)
+        edited = _come(module, name, code, ours=ours)
         try:
             if edited is None:
                 self._loader.exec_module(module)
@@ -331,6 +372,21 @@ class _Loader:
                 _arrive(module, name)  # it stays where it was, with what its body has made so far
             raise
         _arrive(module, name)
+
+
+def _foreseen(loader: Any, module: ModuleType, name: str) -> CodeType | None:
+    """What a loader with ways of its own is likely to execute, or something like it: who has these functions."""
+    try:
+        if hasattr(loader, "get_code"):
+            code: CodeType | None = loader.get_code(name)
+            return code
+        spec = module.__spec__
+        if spec is None or not spec.has_location or not str(spec.origin).endswith(".py"):
+            return None
+        with io.open_code(str(spec.origin)) as file:
+            return compile(file.read(), str(spec.origin), "exec", dont_inherit=True)
+    except Exception:  # any loader may be in there; it works without
+        return None
 
 
 def _refuse_reload(spec: ModuleSpec, name: str) -> None:

@@ -99,7 +99,7 @@ def surface(obj: Object) -> None:
     the newer one keeps what is left of it without this patch.
     """
     without: dict[int, CodeType] = {}
-    for func in obj.all_funcs():  # nested ones first
+    for func in [func for func in obj.all_funcs() if func.patched]:  # nested ones first
         redirection = redirections[id(func.old_code)]
         front = redirection.stack[0]
         if func in obj.derived and front is not func and contains(redirection.direct(front), set(without)):

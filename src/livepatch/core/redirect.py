@@ -397,14 +397,19 @@ def allow(enabled: bool) -> None:
     _allowed = enabled
 
 
-def register(func: Func) -> None:
-    """The first replacement of a function gets it a redirection. Raises LivepatchError (EBUSY) if that is off."""
-    assert func.old_code is not None
-    if not _allowed:
+def check_allowed(funcs: Iterable[Func]) -> None:
+    """Raise LivepatchError (EBUSY) if functions are to be redirected while that is off."""
+    for func in funcs if not _allowed else ():
         log.error(f"failed to register ftrace handler for function '{func.old_name}' ({-errno.EBUSY})")
         raise LivepatchError(
             errno.EBUSY, f"'{func.old_name}' cannot be redirected: redirection is switched off in this process."
         )
+
+
+def register(func: Func) -> None:
+    """The first replacement of a function gets it a redirection. Raises like `check_allowed`."""
+    assert func.old_code is not None
+    check_allowed([func])
     redirection = redirections[id(func.old_code)] = Redirection(func.old_code)
     redirection.twins = func.twins
 
