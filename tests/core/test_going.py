@@ -283,3 +283,16 @@ def test_who_is_inside_of_a_function_of_before_a_reload_is_waited_for(target, he
     assert held.release() == "old"
     finish()
     kit.take_out("p")
+
+
+def test_a_patch_after_a_reload_under_another_reaches_what_that_one_redirects(target):
+    """Although somebody keeps a function of before the reload alive, which looks like the same definition."""
+    early = target.f
+    lp.enable_patch(absent("p"))
+    importlib.reload(target)
+    lp.enable_patch(absent("q", new=NEW.replace("new", "newer")))
+    assert (early(), target.f()) == ("old", "newer")
+    kit.take_out("q")
+    assert (early(), target.f()) == ("old", "new")
+    kit.take_out("p")
+    assert (early(), target.f()) == ("old", "old")

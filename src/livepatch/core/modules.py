@@ -301,6 +301,7 @@ def unload_module(name: str) -> None:
     if name == "__main__" or name.partition(".")[0] == __package__.partition(".")[0]:
         raise LivepatchError(errno.EINVAL, f"'{name}' cannot be unloaded; the process would not survive it.")
     with cpython.import_lock(name), lists.exclusively():
+        sweep()
         entry = sys.modules.get(name)
         if entry is None:
             raise LivepatchError(errno.ENOENT, f"There is no module '{name}' to unload.")

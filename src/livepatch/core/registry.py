@@ -354,6 +354,7 @@ def force_transition(name: str) -> None:
     round. Raises `LivepatchError(EINVAL)` if the patch is not in transition.
     """
     with exclusively():
+        modules.sweep()
         patch = _find(name)
         transition = transition_of(patch)
         if transition is None:
@@ -374,6 +375,7 @@ def unload_patch(name: str) -> None:
     Raises `LivepatchError` with EAGAIN (it is enabled, in transition or was forced away) or ENOENT.
     """
     with exclusively():
+        modules.sweep()
         patch = loaded_patches.get(name)
         if patch is None:
             raise LivepatchError(errno.ENOENT, f"No patch '{name}' is loaded.")

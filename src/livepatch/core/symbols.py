@@ -120,7 +120,7 @@ class Tables:
                 places = [place for _, place, known in defined if _same_definition(known, code)]
                 at.setdefault(places[0] if len(places) == 1 else 0, []).append(code)
             if 0 not in at:
-                symbols += [Symbol(qualname, place, same[-1], tuple(same[:-1])) for place, same in sorted(at.items())]
+                symbols += [_symbol(qualname, place, same) for place, same in sorted(at.items())]
             else:
                 ordered = sorted(codes, key=lambda code: (code.co_firstlineno, next(iter(code.co_positions()))[2] or 0))
                 symbols += [Symbol(qualname, place, code) for place, code in enumerate(ordered, 1)]
@@ -132,6 +132,14 @@ class Tables:
         `shown` is how messages call the object.
         """
         return choose(self.all(module, name, positions=sympos > 0), name, sympos, shown)
+
+
+def _symbol(name: str, place: int, same: list[CodeType]) -> Symbol:
+    """One definition. What other patches redirect is what counts; what they have left alone stays so."""
+    redirected = next((code for code in same if id(code) in redirections), None)
+    if redirected is not None:
+        return Symbol(name, place, redirected)
+    return Symbol(name, place, same[-1], tuple(same[:-1]))
 
 
 def _same_definition(one: CodeType, other: CodeType) -> bool:
