@@ -214,6 +214,16 @@ def test_a_reload_whose_body_raises_leaves_the_module_patched(target, on_disk, c
     assert target.f() == "old"
 
 
+def test_a_reload_that_cannot_be_compiled_changes_nothing(target, on_disk, called):
+    lp.enable_patch(absent("p", called=called))
+    called.clear()
+    on_disk("lp_later", "def f(:")
+    with pytest.raises(SyntaxError):
+        importlib.reload(target)
+    assert (target.f(), called) == ("new", [])
+    kit.take_out("p")
+
+
 def test_reload_of_another_module_is_not_disturbed(target, on_disk, called):
     on_disk("lp_other")
     other = importlib.import_module("lp_other")

@@ -356,10 +356,10 @@ class _Loader:
             _loading.pop(name, None)
 
     def _exec(self, module: ModuleType, name: str, reload: bool) -> None:
-        with lists.mutex.held():
-            _going(name)  # whatever the name stood for until now
         ours = cpython.runs_its_code(self._loader)
         code = self._loader.get_code(name) if ours else _foreseen(self._loader, module, name)
+        with lists.mutex.held():
+            _going(name)  # whatever the name stood for until now
         edited = _come(module, name, code, ours=ours)
         try:
             if edited is None:
