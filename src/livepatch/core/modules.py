@@ -30,7 +30,7 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import callbacks, cpython, lists, log, objects, redirect
+from . import caches, callbacks, cpython, lists, log, objects, redirect
 from .codes import definitions
 from .model import Body, LivepatchError, Object, Patch
 from .redirect import Redirection, redirections
@@ -142,7 +142,7 @@ def _adopt(born: list[Redirection]) -> None:
     for redirection, stubbed in zip(current, born, strict=True):
         redirection.stub = stubbed.stub
     found = redirect.functions_of(code for redirection in current for code in redirection.codes())
-    cached = redirect.cached_functions()
+    cached = caches.cached()
     for redirection in current:
         redirection.adopt(found)
         redirection.arrive(cached)

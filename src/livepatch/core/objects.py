@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import NamedTuple
 
-from . import redirect
+from . import caches, redirect
 from .codes import kind
 from .model import Body, Func, Object, Patch
 from .redirect import Redirection, redirections
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 def find(funcs_to_find: Iterable[Func]) -> Found:
     """What the heap knows of these functions' originals, patched or not."""
     codes = [code for func in funcs_to_find if func.old_code is not None for code in current_codes(func)]
-    return Found(redirect.functions_of(codes), redirect.cached_functions()) if codes else Found({}, set())
+    return Found(redirect.functions_of(codes), caches.cached()) if codes else Found({}, set())
 
 
 def patch_object(obj: Object, found: Found, transition: Transition | None) -> None:

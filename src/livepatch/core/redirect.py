@@ -21,11 +21,10 @@ ignores defaults, so `__code__` comes first on the way in, and last on the way o
 from __future__ import annotations
 
 import errno
-import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from types import CellType, CodeType, FunctionType, MethodType
+from collections.abc import Callable, Iterable
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from . import cpython, log
@@ -412,38 +411,6 @@ def register(func: Func) -> None:
     check_allowed([func])
     redirection = redirections[id(func.old_code)] = Redirection(func.old_code)
     redirection.twins = func.twins
-
-
-def clear_caches(touched: Iterable[Redirection]) -> None:
-    """Empty the `functools` caches around these functions: they hold results of the other version."""
-    functions = {id(function) for redirection in touched for function in redirection.live()}
-    for cache in _caches() if functions else ():
-        if any(id(thing) in functions for thing in _behind(cache)):
-            cache.cache_clear()
-
-
-def cached_functions() -> set[int]:
-    """The ids of all that is behind a `functools` cache."""
-    return {id(thing) for cache in _caches() for thing in _behind(cache)}
-
-
-def _caches() -> list[Any]:
-    kind_of_cache = functools._lru_cache_wrapper
-    return [thing for thing in referrers(kind_of_cache) if type(thing) is kind_of_cache]
-
-
-def _behind(thing: Any) -> Iterator[Any]:
-    """What a callable wraps, outermost first, as far as `functools` and methods tell."""
-    for _ in range(100):  # somebody may have made a circle
-        if isinstance(thing, functools.partial):
-            thing = thing.func
-        elif isinstance(thing, MethodType):
-            thing = thing.__func__
-        elif isinstance(thing, FunctionType | functools._lru_cache_wrapper):
-            thing = vars(thing).get("__wrapped__")
-        else:
-            return
-        yield thing
 
 
 def _clone(

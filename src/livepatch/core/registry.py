@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Protocol
 
-from . import callbacks, cpython, lists, log, modules, objects, redirect, replace, state
+from . import caches, callbacks, cpython, lists, log, modules, objects, redirect, replace, state
 from . import tasks as task_kinds
 from .lists import changing, exclusively, listed, loaded_patches, taints, transition_of
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
@@ -247,7 +247,7 @@ def _complete_transition() -> None:
     if patch.replace:
         replace.discard_nops(patch)
     transition.stop()
-    redirect.clear_caches(touched)
+    caches.clear(function for redirection in touched for function in redirection.live())
     for obj in patch.objects:
         if obj.module is not None:
             (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(obj)
