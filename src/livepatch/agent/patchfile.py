@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import errno
 import linecache
+import os
 import sys
-from pathlib import PurePath
 from types import ModuleType
 
-from livepatch.archive import byhand, fit, format
 from livepatch.core import registry
 from livepatch.core.model import LivepatchError, Patch
 
@@ -29,16 +28,20 @@ def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
 
     Raises LivepatchError with the sentence that says why it is none, or does not fit this process.
     """
-    path = PurePath(file)
-    if data[:2] == b"PK" or path.suffix != ".py":
+    from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
+
+    stem, suffix = os.path.splitext(os.path.basename(file))
+    if data[:2] == b"PK" or suffix != ".py":
         return fit.bind(format.read(data), dry=dry)
-    return _execute(data, path.stem)
+    return _execute(data, stem)
 
 
 def forget_unloaded() -> None:
     """Drop what is left of patches that are no longer loaded: modules of hand-written ones, additions of archives."""
     loaded = {patch.name for patch in registry.loaded()}
-    fit.forget_unloaded(loaded)
+    fit = sys.modules.get("livepatch.archive.fit")
+    if fit is not None:
+        fit.forget_unloaded(loaded)
     for name, module in list(sys.modules.items()):
         if name.startswith(_MODULES) and getattr(module.__dict__.get("__livepatch__"), "name", None) not in loaded:
             del sys.modules[name]
@@ -46,6 +49,8 @@ def forget_unloaded() -> None:
 
 
 def _execute(data: bytes, stem: str) -> Patch:
+    from livepatch.archive import byhand
+
     name, file = _MODULES + stem, f"<livepatch {stem}>/{stem}.py"
     if name in sys.modules:
         raise LivepatchError(
