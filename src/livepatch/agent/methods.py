@@ -32,7 +32,7 @@ def hello(client: Connection) -> dict[str, Any]:
         raise LivepatchError(errno.ENOSYS, problem)
     return {
         "protocol": PROTOCOL,
-        "version": getattr(sys.modules["livepatch"], "__version__", ""),
+        "version": getattr(sys.modules.get("livepatch"), "__version__", ""),
         "python": sys.version.split()[0],
         "executable": sys.executable,
         "pid": os.getpid(),
