@@ -42,7 +42,7 @@ def forget_unloaded() -> None:
     fit = sys.modules.get("livepatch.archive.fit")
     if fit is not None:
         fit.forget_unloaded(loaded)
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         if name.startswith(_MODULES) and getattr(module.__dict__.get("__livepatch__"), "name", None) not in loaded:
             del sys.modules[name]
             linecache.cache.pop(str(module.__file__), None)

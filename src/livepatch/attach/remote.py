@@ -55,7 +55,8 @@ def livepatch_attach():
         sys.path.append({zip!r})
         try:
             import livepatch
-            if livepatch.__path__[0].startswith({zip!r}):
+            if not os.path.isdir(livepatch.__path__[0]):
+                # In a zip, ours or that of another attach at this instant, and both go away once the agent answers.
                 for name in {modules!r}:
                     importlib.import_module(name)
             livepatch.start_agent()

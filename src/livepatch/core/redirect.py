@@ -346,7 +346,11 @@ class Redirection:
 
 
 class Remembered:
-    """Code objects that somebody may still run, by weak reference, each with the original that it belongs to."""
+    """Code objects that somebody may still run, by weak reference, each with the original that it belongs to.
+
+    A code object may die at any instant, in any thread, also in the garbage collection that a list of the entries
+    starts: whoever goes through them goes through a copy, which is made without making other objects.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[int, CodeType, weakref.ref[CodeType]]] = {}
@@ -360,11 +364,11 @@ class Remembered:
 
     def all(self) -> dict[int, CodeType]:
         """The notes of all, by the id of the code."""
-        return {key: note for key, (_, note, reference) in list(self._entries.items()) if reference() is not None}
+        return {key: note for key, (_, note, reference) in self._entries.copy().items() if reference() is not None}
 
     def of(self, original: CodeType) -> list[tuple[CodeType, CodeType]]:
         """(code, note) of those of an original that are alive. The note is another code, or the original."""
-        mine = [entry for entry in list(self._entries.values()) if entry[0] == id(original)]
+        mine = [entry for entry in self._entries.copy().values() if entry[0] == id(original)]
         return [(code, note) for _, note, reference in mine if (code := reference()) is not None]
 
 
