@@ -7,7 +7,7 @@ A transition goes on by itself, in rounds. A test that wants to look at it in th
         ...                             # whoever blocked it goes on blocking it
         finish()                        # or tick(), once
 
-The state machine itself (`livepatch.core.transition`) knows tasks by the `Kind` protocol only. `FakeKind` is one whose
+The state machine itself (`livepatch.core.transition`) knows tasks by the class `Kind` only. `FakeKind` is one whose
 tasks are `FakeTask`s with a stack that the test writes, as names of functions, outermost first.
 """
 
@@ -23,8 +23,8 @@ from typing import cast
 from .core import registry
 from .core.model import TaskStatus
 from .core.registry import tick
-from .core.stacks import Footprint
-from .core.transition import PATCHED, UNPATCHED, Transition, View, switch_lock
+from .core.stacks import Footprint, stack
+from .core.transition import PATCHED, UNPATCHED, Kind, Transition, View, switch_lock
 
 __all__ = ["FakeKind", "FakeSuspended", "FakeTask", "fake_code", "fake_footprint", "finish", "manual_rounds", "tick"]
 
@@ -117,7 +117,7 @@ class FakeSuspended:
         self.gi_frame: object | None = _Frame(name, None)
 
 
-class FakeKind:
+class FakeKind(Kind):
     """A kind of such tasks; `running` is the one whose turn it is."""
 
     label = "fake"
@@ -137,9 +137,6 @@ class FakeKind:
     def creator(self, task: Hashable) -> FakeTask | None:
         return task.creator if isinstance(task, FakeTask) else None
 
-    def root(self, task: Hashable) -> None:
-        return None
-
     def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
         return [task for task in tasks if isinstance(task, FakeTask) and task.done]
 
@@ -150,7 +147,7 @@ class FakeKind:
         with switch_lock:
             for task in self.tasks():
                 movable = task.visible and task in transition.pending and transition.movable(task)
-                if movable and not transition.footprint.affected(task.frame(), []):
+                if movable and not transition.footprint.affected(stack(task.frame())):
                     transition.switch(task, "stack check")
 
     def nudge(self, transition: Transition) -> None:

@@ -10,9 +10,9 @@ The kernel tells who connected (SO_PEERCRED): root and the user the process runs
 
 from __future__ import annotations
 
+import _socket as socket  # what nobody replaces
 import os
 import selectors
-import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -124,7 +124,8 @@ class Server:
     def accept(self) -> None:
         """Let a client in if it is root or our own user."""
         try:
-            sock, _ = self.listener.accept()
+            descriptor, _ = self.listener._accept()  # type: ignore[attr-defined]
+            sock = socket.socket(fileno=descriptor)
         except OSError:  # it went away again, or there is no descriptor left for it
             return
         if _peer_uid(sock) not in (0, os.geteuid()):

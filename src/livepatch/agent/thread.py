@@ -6,7 +6,7 @@ then sleeps in `poll()` until a round is due, a client speaks, or somebody rings
 `wake()` is called by the core from wherever a transition gets something to do: any thread, signal
 handlers and finalizers included, in the middle of anything. So it may neither block nor take a lock that
 the code it interrupts could hold. Starting the thread through `threading` would (its bookkeeping has a
-lock), hence `_thread`; that exactly one starts it is decided by a lock that is tried, never waited for.
+lock), hence `start_new_thread`; that exactly one starts it is decided by a lock that is tried, never waited for.
 
 Two things happen to a long-lived process that an agent must survive:
 
@@ -20,24 +20,25 @@ Two things happen to a long-lived process that an agent must survive:
   a number of its own that could be lost), and makes everything anew when something is gone. It notices
   because the other end of the bell is among the things that were closed.
 
+Nothing here goes through `threading`, `time`, `select` or `socket` as a program sees them: gevent and eventlet replace
+those, and the thread has to run when no greenlet does.
+
 The thread blocks all signals: a program with one thread may block some itself to take them with `sigwait`, and
 the system would then hand them to the thread that does not.
 """
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import errno
 import os
 import selectors
 import signal
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 
-from livepatch.core import lists, log, registry
+from livepatch.core import lists, log, originals, registry
 from livepatch.core.model import LivepatchError, PatchStatus
 from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
@@ -50,6 +51,12 @@ _FORK_PATIENCE = 0.2
 _ANOTHER_TRY = 0.01
 #: Log lines that are kept for followers until the thread gets to them.
 _LINES_LIMIT = 4096
+
+
+class Poll(selectors.PollSelector):
+    """Polls, whatever others have made of `select.poll`."""
+
+    _selector_cls = originals.poll_type()
 
 
 class Descriptor:
@@ -100,13 +107,13 @@ class Agent:
 
     def __init__(self) -> None:
         self.server: server.Server | None = None
-        self._claim = _thread.allocate_lock()  # held, for good, by whoever starts the thread
-        self._serving = threading.RLock()
-        self._pausing = threading.RLock()  # over the next two
+        self._claim = originals.allocate_lock()  # held, for good, by whoever starts the thread
+        self._serving = originals.RLock()
+        self._pausing = originals.RLock()  # over the next two
         self._pauses = 0  # forks that are under way
         self._alive = False  # the thread was started and has not decided to end
         self._idents = (0, 0)  # of the thread: Python's and the system's
-        self._selector = selectors.PollSelector()
+        self._selector = Poll()
         self._bell: Bell | None = None
         self._listener: Descriptor | None = None
         self._mutex_taken = False  # at the last look: another thread enables or disables a patch
@@ -153,12 +160,14 @@ class Agent:
         """Before a fork: end the thread."""
         with self._pausing:
             self._pauses += 1
-        if not self._alive or threading.get_ident() == self._idents[0]:
+        if not self._alive or originals.get_ident() == self._idents[0]:
             return
         self.wake()
-        deadline = time.monotonic() + _FORK_PATIENCE
-        while (self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}")) and time.monotonic() < deadline:
-            time.sleep(0.0001)
+        deadline = originals.monotonic() + _FORK_PATIENCE
+        while self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}"):
+            if originals.monotonic() > deadline:
+                return
+            originals.sleep(0.0001)
 
     def resume(self) -> None:
         """After a fork, in the parent: start the thread again if it was there."""
@@ -198,7 +207,7 @@ class Agent:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the new thread inherits it
         try:
             self._alive = True
-            _thread.start_new_thread(self._run, ())
+            originals.start_new_thread(self._run, ())
         except RuntimeError:
             self._alive = False
             raise
@@ -206,19 +215,22 @@ class Agent:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _run(self) -> None:
-        pid, ident = os.getpid(), threading.get_ident()
-        self._idents = ident, threading.get_native_id()
+        pid, ident = os.getpid(), originals.get_ident()
+        self._idents = ident, originals.get_native_id()
         exempt_thread(ident)
-        threading.current_thread().name = "livepatch"
+        named = threading.get_ident() == ident  # not so if somebody has replaced the threads by greenlets
+        if named:
+            threading.current_thread().name = "livepatch"
         while self._goes_on() and os.getpid() == pid:  # foreign code that a client had us run may have forked
             try:
                 self._turn()
             except Exception as error:
                 log.error(f"the agent failed with {type(error).__name__}: {error}")
-                time.sleep(1.0)
+                originals.sleep(1.0)
         # The next thread may get the same ident, and is somebody else's.
         exempt_threads.discard(ident)
-        threading.current_thread()._delete()  # type: ignore[attr-defined]
+        if named:
+            threading.current_thread()._delete()  # type: ignore[attr-defined]
 
     def _goes_on(self) -> bool:
         with self._pausing:
@@ -256,10 +268,10 @@ class Agent:
 
     def _start_over(self) -> None:
         """Our descriptors were closed under us: make new ones and never touch the old numbers again."""
-        time.sleep(1.0)  # whoever closes one after the other is to be done with it first
+        originals.sleep(1.0)  # whoever closes one after the other is to be done with it first
         with self._serving:
             self._take_bell_down()
-            served, self._selector = self.server, selectors.PollSelector()
+            served, self._selector = self.server, Poll()
             self._hang_bell()
             if served is not None:
                 for sock in served.sockets():

@@ -18,11 +18,10 @@ The switch lock comes after both, and is held by nobody who takes one of them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import cpython
+from . import cpython, originals
 
 #: Seconds between two looks at whom the owner waits for.
 _LOOK = 0.02
@@ -32,10 +31,9 @@ class Mutex:
     """A re-entrant lock that can be lent; see the head of this file."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = originals.RLock()
         self._owner: int | None = None
         self._borrowed: dict[int, int] = {}  # how often, by thread
-        self._returned = threading.Condition(threading.Lock())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -52,7 +50,7 @@ class Mutex:
 
     def acquire(self, *, blocking: bool = True) -> bool:
         """Take it, for who cannot use `held`. False if it is somebody else's and the caller does not want to wait."""
-        me = threading.get_ident()
+        me = originals.get_ident()
         if me in self._borrowed:
             self._borrowed[me] += 1
         elif self._mine() or blocking:
@@ -64,13 +62,11 @@ class Mutex:
         return True
 
     def release(self) -> None:
-        me = threading.get_ident()
+        me = originals.get_ident()
         if me in self._borrowed:
-            with self._returned:
-                self._borrowed[me] -= 1
-                if not self._borrowed[me]:
-                    del self._borrowed[me]
-                    self._returned.notify_all()
+            self._borrowed[me] -= 1
+            if not self._borrowed[me]:
+                del self._borrowed[me]
             return
         try:
             self.rejoin()
@@ -82,30 +78,27 @@ class Mutex:
 
     def rejoin(self) -> None:
         """To be called by the owner where foreign code has ended: wait until the mutex is nobody else's."""
-        if self._borrowed and threading.get_ident() not in self._borrowed:
-            with self._returned:
-                while self._borrowed:
-                    self._returned.wait()
+        if self._borrowed and originals.get_ident() not in self._borrowed:
+            while self._borrowed:
+                originals.sleep(_LOOK / 10)
 
     def keep_only_current(self) -> None:
         """After a fork, by the thread that forked and holds the lock: nobody else exists in this process."""
-        me = threading.get_ident()
+        me = originals.get_ident()
         if me in self._borrowed:  # its owner is gone
-            self._lock, self._owner = threading.RLock(), me
+            self._lock, self._owner = originals.RLock(), me
             for _ in range(self._borrowed[me]):
                 self._lock.acquire()
         self._borrowed.clear()
-        self._returned = threading.Condition(threading.Lock())
 
     def _mine(self) -> bool:
-        return threading.get_ident() in self._borrowed or self._lock._is_owned()  # type: ignore[attr-defined]
+        return originals.get_ident() in self._borrowed or self._lock._is_owned()
 
     def _wait(self) -> None:
-        me = threading.get_ident()
+        me = originals.get_ident()
         while not self._lock.acquire(timeout=_LOOK):
             owner = self._owner
             if owner is not None and me in cpython.import_owners(owner):
-                with self._returned:
-                    self._borrowed[me] = 1
+                self._borrowed[me] = 1
                 return
         self._owner = me

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Protocol
 
-from . import caches, callbacks, cpython, lists, log, modules, objects, redirect, replace, state
+from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state
 from . import tasks as task_kinds
 from .lists import changing, exclusively, listed, loaded_patches, taints, transition_of
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
@@ -71,7 +71,7 @@ def _wake() -> None:
 
 def next_round() -> float | None:
     """Seconds until the next round is due; None without a transition."""
-    return None if changing() is None else max(0.0, _due - time.monotonic())
+    return None if changing() is None else max(0.0, _due - originals.monotonic())
 
 
 def tick() -> None:
@@ -81,7 +81,7 @@ def tick() -> None:
         if changing() is None or lists.busy():
             return
         with exclusively():
-            _due = time.monotonic() + _wait
+            _due = originals.monotonic() + _wait
             _wait = min(_wait * 2, LONGEST_WAIT)
             modules.sweep()
             _try_complete_transition()
@@ -98,7 +98,7 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
     (one of this name is loaded), EBUSY (another transition runs, or somebody else redirects a function), ENOSYS (this
     interpreter is not supported), or what a pre_patch callback refuses with.
     """
-    unsupported = cpython.unsupported() or task_kinds.unsupported()
+    unsupported = cpython.unsupported()
     if unsupported is not None:
         raise LivepatchError(errno.ENOSYS, unsupported)
     check_author(patch)
@@ -204,7 +204,7 @@ def _start_transition() -> None:
 def _round_soon() -> None:
     global _due, _wait
     _wait = FIRST_WAIT
-    _due = time.monotonic() + _wait
+    _due = originals.monotonic() + _wait
     if _driver is not None:
         _driver.wake()
 
@@ -403,15 +403,16 @@ def set_redirection(enabled: bool) -> None:
 
 def wait(name: str, timeout: float) -> bool:
     """Wait until no transition of this patch runs any more, at most `timeout` seconds; whether that is so."""
-    deadline = time.monotonic() + timeout
+    deadline = originals.monotonic() + timeout
     while True:
         now = changing()
         if now is None or now[0].name != name:
             return True
-        left = deadline - time.monotonic()
+        left = deadline - originals.monotonic()
         if left <= 0:
             return False
         due = next_round()
+        # Not the original: where greenlets have replaced it, the others are to run meanwhile.
         time.sleep(min(left, max(due or 0.0, 0.0005), 0.05))
         if due is not None and not next_round():
             tick()
@@ -451,7 +452,7 @@ def _status(patch: Patch) -> PatchStatus:
             }
             for obj in patch.all_objects()
         ],
-        seconds=time.monotonic() - transition.started if transition is not None else 0.0,
+        seconds=originals.monotonic() - transition.started if transition is not None else 0.0,
         total=transition.total if transition is not None else 0,
         left=len(transition.pending) if transition is not None else 0,
     )

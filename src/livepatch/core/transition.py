@@ -36,14 +36,12 @@ This file knows no symbol, no attribute, no import and no function: it is tested
 from __future__ import annotations
 
 import sys
-import threading
-import time
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from types import CodeType, FrameType
-from typing import Protocol
 
+from . import originals
 from .model import TaskStatus
-from .stacks import Footprint, describe
+from .stacks import Footprint, Stack, describe, stack
 from .suspended import Suspended
 
 #: What a trampoline hands back when its call ends: in which direction it began, and in which task.
@@ -55,7 +53,7 @@ IDLE, UNPATCHED, PATCHED = -1, 0, 1
 SIGNALS_TIMEOUT = 15
 
 #: The switch lock, see above. Lock order: the registry's mutex, then this one.
-switch_lock = threading.RLock()
+switch_lock = originals.RLock()
 
 #: Threads that are no tasks: livepatch's own.
 exempt_threads: set[int] = set()
@@ -103,40 +101,55 @@ class View:
         return [describe(frame) for frame in affected]
 
 
-class Kind(Protocol):
-    """One kind of task. Every method may be called from any thread; those marked so, under the switch lock."""
+class Kind:
+    """One kind of task. Every method may be called from any thread; those marked so, under the switch lock.
+
+    The first four are what a kind must have; what is said of the others does, where nothing is known.
+    """
 
     label: str
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
         """A function that gives the running task of this kind, or what the fallback says if there is none."""
+        raise NotImplementedError
 
     def tasks(self) -> Iterable[Hashable]:
         """All live tasks. Called under the switch lock."""
-
-    def creator(self, task: Hashable) -> Hashable | None:
-        """The task whose state a newly noticed one takes, if that is known. Called under the switch lock."""
-
-    def root(self, task: Hashable) -> FrameType | None:
-        """The outermost frame of a running task, if it is of this kind and does not have the stack for itself."""
-
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        """Those of the tasks that can never run again. Called under the switch lock."""
-
-    def start(self, transition: Transition) -> None:
-        """A transition starts to move tasks: hook the creation of tasks, where that is needed."""
+        raise NotImplementedError
 
     def inspect(self, transition: Transition) -> None:
         """One round: move the tasks of this kind that can be moved, now or from a callback."""
+        raise NotImplementedError
+
+    def statuses(self, view: View) -> list[TaskStatus]:
+        """All live tasks, for people."""
+        raise NotImplementedError
+
+    def creator(self, task: Hashable) -> Hashable | None:
+        """The task whose state a newly noticed one takes, if that is known. Called under the switch lock."""
+        return None
+
+    def root(self, task: Hashable) -> FrameType | None:
+        """The outermost frame of a running task, if it is of this kind and does not have the stack for itself."""
+        return None
+
+    def beneath(self, task: Hashable) -> Iterable[Stack]:
+        """Stacks of the running task other than the one it runs on just now. Called under the switch lock."""
+        return ()
+
+    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """Those of the tasks that can never run again. Called under the switch lock."""
+        return []
+
+    def start(self, transition: Transition) -> None:
+        """A transition starts to move tasks: hook the creation of tasks. Called under the switch lock, and again at
+        every reversal."""
 
     def nudge(self, transition: Transition) -> None:
         """The fake signal: wake the pending tasks, where something can."""
 
     def stop(self, transition: Transition) -> None:
         """The transition is over: take the hooks away."""
-
-    def statuses(self, view: View) -> list[TaskStatus]:
-        """All live tasks, for people."""
 
 
 class Transition:
@@ -159,7 +172,7 @@ class Transition:
         self.wake = wake
         self.boundary = boundary
         #: The task that runs in this thread: the first kind that knows one decides.
-        self.current: Callable[[], Hashable] = threading.get_ident
+        self.current: Callable[[], Hashable] = originals.get_ident
         for kind in reversed(kinds):
             self.current = kind.current_or(self.current)
         self._footprint = footprint
@@ -185,7 +198,7 @@ class Transition:
         self.total = 0
         self.rounds = 0
         self._epoch = 0
-        self.started = time.monotonic()
+        self.started = originals.monotonic()
         #: How many tasks moved in which way, for reports and tests.
         self.moved = {"stack check": 0, "exit": 0, "idle": 0, "force": 0}
 
@@ -270,19 +283,29 @@ class Transition:
             if not self.over:
                 self._exit(self.current(), frame)
 
+    def leave_work(self, between: Callable[[Stack], bool], frame: FrameType | None) -> None:
+        """The running task has returned from a piece of work to `frame`, and may be between two of them."""
+        with switch_lock:
+            if not self.over and between(stack(frame)):
+                self._exit(self.current(), frame)
+
     def _exit(self, task: Hashable, frame: FrameType | None) -> None:
         movable = task in self.pending and self.movable(task)
-        if movable and not self.footprint.affected(frame, [], self._root(task)):
+        if movable and not self.footprint.affected(stack(frame), self._root(task)):
+            for kind in self.kinds:
+                if any(map(self.footprint.affected, kind.beneath(task))):
+                    return
             self.switch(task, "exit")
 
     def _root(self, task: Hashable) -> FrameType | None:
         return next((root for kind in self.kinds if (root := kind.root(task)) is not None), None)
 
-    def inherit(self, task: Hashable, creator: Hashable) -> None:
-        """A task is being created, and cannot have reached a trampoline yet."""
+    def inherit(self, task: Hashable, creator: Hashable | None) -> None:
+        """A task is being created, and cannot have reached a trampoline yet. Without a creator it is a piece of work of
+        its own, which begins at a boundary."""
         with switch_lock:
             if not self.over and self.target is self.goal:
-                goal = self.states[task] = self._state_of(creator)
+                goal = self.states[task] = self.target if creator is None else self._state_of(creator)
                 (self.pending.discard if goal is self.target else self.pending.add)(task)
 
     def state_of(self, task: Hashable) -> int:
@@ -294,6 +317,12 @@ class Transition:
     def movable(self, task: Hashable) -> bool:
         """Nothing but the frames of its stack could keep this task from moving."""
         return self.target is self.goal and task not in self.calls and not self.suspended.blocks(task)
+
+    def look_at_self(self, task: Hashable, own: Stack, between: Callable[[Stack], bool]) -> None:
+        """Idle switching of the thread that runs an event loop, from a callback in which nothing else runs there."""
+        movable = task in self.pending and self.movable(task) and not self.footprint.affected(own)
+        if movable and (not self.boundary or between(own)):
+            self.switch(task, "idle")
 
     def uncount(self, task: Hashable) -> None:
         """No trampoline is on this task's stack. Whatever is counted was torn away by an exception.
@@ -364,7 +393,7 @@ class Transition:
 
     def keep_only_current(self) -> None:
         """After a fork, under the switch lock: no other task exists in this process, and none ever ends."""
-        alive = {self.current(), threading.get_ident()}
+        alive = {self.current(), originals.get_ident()}
         for task in set(self.states) - alive:
             self.states.pop(task)
             self.pending.discard(task)

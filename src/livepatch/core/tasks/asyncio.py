@@ -20,17 +20,16 @@ asyncio is imported by nobody here: a process that does not use it does not pay 
 from __future__ import annotations
 
 import sys
-import threading
-import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from types import FrameType
 from typing import Any
 
-from .. import cpython
+from .. import cpython, originals
 from ..model import TaskStatus
-from ..stacks import describe
+from ..stacks import Stack, describe, stack
 from ..suspended import chain, frame_of
-from ..transition import Transition, View, switch_lock
+from ..transition import Kind, Transition, View, switch_lock
+from .boundaries import between_works, is_work
 
 #: The longest that a check may hold up a loop, in seconds.
 SLICE = 0.001
@@ -46,7 +45,12 @@ def _loop_of(task: Any) -> Any:
     return task.get_loop()
 
 
-class Loops:
+def _frames(task: Any) -> Stack:
+    """What a suspended task shows of its stack, innermost first."""
+    return [frame for link in chain(task.get_coro()) if (frame := frame_of(link)) is not None][::-1]
+
+
+class Loops(Kind):
     """The kind of asyncio tasks."""
 
     label = "asyncio"
@@ -88,14 +92,11 @@ class Loops:
         return asyncio is not None and isinstance(task, asyncio.Future)
 
     def creator(self, task: Hashable) -> Hashable | None:
-        thread = threading.get_ident()
+        thread = originals.get_ident()
         return self._creators.get(thread, thread) if self._is_task(task) else None
 
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
-
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return []  # seen by the callback
 
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()
@@ -123,19 +124,12 @@ class Loops:
 
         def check() -> None:
             """Idle switching: runs in the loop's thread while no task of the loop does."""
-            kept: list[FrameType] = []
             with switch_lock:
                 if transition.over:
                     tasks.clear()
                 else:
-                    thread = threading.get_ident()
-                    if (
-                        thread in transition.pending
-                        and transition.movable(thread)
-                        and not transition.footprint.affected(sys._getframe(1), kept)
-                    ):
-                        transition.switch(thread, "idle")
-                    self._check(transition, tasks, time.monotonic() + SLICE)
+                    transition.look_at_self(originals.get_ident(), stack(sys._getframe(1)), between_works)
+                    self._check(transition, tasks, originals.monotonic() + SLICE)
             if tasks:
                 loop.call_soon(check)
             else:
@@ -152,27 +146,26 @@ class Loops:
     def _check_now(self, transition: Transition, tasks: list[Any]) -> None:
         """A loop that does not run, or whose thread is doing this round and runs no other of its tasks."""
         current = transition.current()
-        kept: list[FrameType] = []
         with switch_lock:
             if current in tasks:
                 tasks.remove(current)
-                clean = not transition.footprint.affected(sys._getframe(1), kept, self.root(current))
+                clean = not transition.footprint.affected(stack(sys._getframe(1)), self.root(current))
                 if clean and current in transition.pending and transition.movable(current):
                     transition.switch(current, "stack check")
-            self._check(transition, tasks, time.monotonic() + 3600)
+            self._check(transition, tasks, originals.monotonic() + 3600)
 
     def _check(self, transition: Transition, tasks: list[Any], deadline: float) -> None:
         """Move what can be moved, take it off the list, and stop at the deadline."""
         nobodys = transition.suspended.of(None)
-        while tasks and time.monotonic() < deadline:
+        while tasks and originals.monotonic() < deadline:
             task = tasks.pop()
             if task.done():
                 transition.forget(task)
             elif task in transition.pending:
-                for link in chain(task.get_coro()) if nobodys else ():
-                    transition.suspended.claim(link, task)
+                if nobodys:
+                    transition.suspended.claim_chain(task.get_coro(), task)
                 transition.uncount(task)
-                if transition.movable(task) and not transition.boundary:
+                if transition.movable(task) and (not transition.boundary or between_works(_frames(task))):
                     transition.switch(task, "idle")
 
     def start(self, transition: Transition) -> None:
@@ -190,7 +183,7 @@ class Loops:
         make = before or (lambda loop, coroutine, **options: _asyncio().Task(coroutine, loop=loop, **options))
 
         def create(loop: Any, coroutine: Any, **options: Any) -> Any:
-            transition, thread = self._transition, threading.get_ident()
+            transition, thread = self._transition, originals.get_ident()
             if transition is None:  # somebody has kept this factory
                 return make(loop, coroutine, **options)
             outer, creator = self._creators.get(thread), transition.current()
@@ -204,7 +197,8 @@ class Loops:
                     self._creators[thread] = outer
             with switch_lock:
                 if task not in transition.states and not task.done():  # an eager one has begun to run
-                    transition.inherit(task, creator)
+                    starts_work = transition.boundary and is_work(getattr(task.get_coro(), "cr_code", None))
+                    transition.inherit(task, None if starts_work else creator)
             task.add_done_callback(self._ended)
             return task
 
@@ -216,9 +210,6 @@ class Loops:
         if transition is not None:
             with switch_lock:
                 transition.forget(task)
-
-    def nudge(self, transition: Transition) -> None:
-        """The round has scheduled a callback in every loop already."""
 
     def stop(self, transition: Transition) -> None:
         """Callbacks still under way see that the transition is over."""
@@ -232,7 +223,7 @@ class Loops:
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []
         for task in self.tasks():
-            frames = [frame for link in chain(task.get_coro()) if (frame := frame_of(link)) is not None]
+            frames = _frames(task)[::-1]
             affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden]
             found.append(
                 TaskStatus(
