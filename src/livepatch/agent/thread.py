@@ -32,7 +32,6 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-import selectors
 import signal
 import threading
 from collections import deque
@@ -43,7 +42,7 @@ from livepatch.core.model import LivepatchError, PatchStatus
 from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
 
-from . import methods, places, rpc, server
+from . import methods, places, poll, rpc, server
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
@@ -51,12 +50,6 @@ _FORK_PATIENCE = 0.2
 _ANOTHER_TRY = 0.01
 #: Log lines that are kept for followers until the thread gets to them.
 _LINES_LIMIT = 4096
-
-
-class Poll(selectors.PollSelector):
-    """Polls, whatever others have made of `select.poll`."""
-
-    _selector_cls = originals.poll_type()
 
 
 class Descriptor:
@@ -90,11 +83,11 @@ class Bell:
         """Never blocks: a full pipe rings already."""
         if self.writer.ours():
             with suppress(OSError):
-                os.write(self.writer.number, b"\0")
+                originals.write(self.writer.number, b"\0")
 
     def silence(self) -> None:
         with suppress(OSError):
-            os.read(self.reader.number, 4096)
+            originals.read(self.reader.number, 4096)
 
     def close(self) -> None:
         for end in (self.reader, self.writer):
@@ -113,7 +106,7 @@ class Agent:
         self._pauses = 0  # forks that are under way
         self._alive = False  # the thread was started and has not decided to end
         self._idents = (0, 0)  # of the thread: Python's and the system's
-        self._selector = Poll()
+        self._poll = poll.Poll()
         self._bell: Bell | None = None
         self._listener: Descriptor | None = None
         self._mutex_taken = False  # at the last look: another thread enables or disables a patch
@@ -189,18 +182,17 @@ class Agent:
 
     def _hang_bell(self) -> None:
         bell = Bell()
-        self._selector.register(bell.reader.number, selectors.EVENT_READ, bell.silence)
+        self._poll.register(bell.reader.number, poll.READ, bell.silence)
         self._bell = bell
 
     def _take_bell_down(self) -> None:
         bell, self._bell = self._bell, None
         if bell is not None:
-            with suppress(KeyError):
-                self._selector.unregister(bell.reader.number)
+            self._poll.unregister(bell.reader.number)
             bell.close()
 
     def _open(self) -> None:
-        self.server = server.Server(self._selector, lambda line, client: rpc.answer(line, methods.METHODS, client))
+        self.server = server.Server(self._poll, lambda line, client: rpc.answer(line, methods.METHODS, client))
         self._listener = Descriptor(self.server.listener.fileno())
 
     def _start(self) -> None:
@@ -242,12 +234,12 @@ class Agent:
         due = registry.next_round()
         if due is not None and self._mutex_taken:
             due = max(due, _ANOTHER_TRY)
-        ready = self._selector.select(due)
+        calls = self._poll.wait(due)
         if not self._ours():
             self._start_over()
             return
-        for key, _events in ready:
-            key.data()
+        for call in calls:
+            call()
         due = registry.next_round()
         if due is not None and due <= 0:
             self._tick()
@@ -271,7 +263,7 @@ class Agent:
         originals.sleep(1.0)  # whoever closes one after the other is to be done with it first
         with self._serving:
             self._take_bell_down()
-            served, self._selector = self.server, Poll()
+            served, self._poll = self.server, poll.Poll()
             self._hang_bell()
             if served is not None:
                 for sock in served.sockets():

@@ -1,6 +1,6 @@
 """The interpreter's own threads, locks, clock and poll, whatever somebody has put in their place.
 
-gevent and eventlet replace what is in `threading`, `_thread`, `time` and `select` by cooperative versions, before or
+gevent and eventlet replace what is in `threading`, `_thread`, `time`, `select` and `os` by cooperative versions, before or
 after livepatch is imported, and tools for tests replace the clock. livepatch needs the real ones: its lock has to
 hold threads up, and its agent has to run while every greenlet is stuck. Those replacements are made in the modules that
 everybody imports; so these here are modules of our own, made from the same C code.
@@ -9,6 +9,7 @@ everybody imports; so these here are modules of our own, made from the same C co
 from __future__ import annotations
 
 import importlib.util
+import posix
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -33,6 +34,8 @@ allocate_lock: Callable[[], Any] = _thread.allocate_lock
 get_ident: Callable[[], int] = _thread.get_ident
 get_native_id: Callable[[], int] = _thread.get_native_id
 start_new_thread: Callable[..., int] = _thread.start_new_thread
+
+read, write = posix.read, posix.write
 
 monotonic: Callable[[], float] = _time.monotonic
 sleep: Callable[[float], None] = _time.sleep

@@ -26,7 +26,7 @@ from typing import Any
 
 from .heap import referrers
 from .model import TaskStatus
-from .stacks import Footprint, describe, stack_of
+from .stacks import Footprint, Stack, describe, stack_of
 
 FrameOwner = GeneratorType, CoroutineType, AsyncGeneratorType
 
@@ -144,14 +144,10 @@ class Suspended:
 
     def claim_chain(self, coroutine: object, owner: Hashable) -> None:
         """All that hangs on what this task runs is its own: what it awaits, and greenlets that serve it."""
-        library = sys.modules.get("greenlet")
         for link in chain(coroutine):
             self.claim(link, owner)
-            if library is None:
-                continue
-            for thing in gc.get_referents(link):
-                if isinstance(thing, library.greenlet):
-                    self.claim(thing, owner)
+        for greenlet in greenlets_in(coroutine):
+            self.claim(greenlet, owner)
 
     def disown(self, task: Hashable) -> None:
         """A task has ended. What it leaves behind belongs to nobody known."""
@@ -214,3 +210,19 @@ def chain(awaitable: object) -> Iterable[object]:
             # `async for` hides its generator in an async_generator_asend, which only the collector sees through.
             following = next((r for r in gc.get_referents(awaitable) if isinstance(r, AsyncGeneratorType)), None)
         awaitable = following
+
+
+def stack_of_coroutine(coroutine: object) -> Stack:
+    """All frames of a task that waits, innermost first: of what it awaits, and of greenlets that serve it."""
+    frames = [frame for link in chain(coroutine) if (frame := frame_of(link)) is not None]
+    stacks = [stack_of(partial(getattr, greenlet, "gr_frame")) or [] for greenlet in greenlets_in(coroutine)]
+    return [*(frame for frames in stacks for frame in frames), *frames[::-1]]
+
+
+def greenlets_in(coroutine: object) -> list[Any]:
+    """The greenlets that a suspended coroutine, or what it waits for, has at hand."""
+    library = sys.modules.get("greenlet")
+    cls = getattr(library, "greenlet", None)
+    if cls is None:
+        return []
+    return [thing for link in chain(coroutine) for thing in gc.get_referents(link) if isinstance(thing, cls)]

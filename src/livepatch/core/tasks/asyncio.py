@@ -26,8 +26,8 @@ from typing import Any
 
 from .. import cpython, originals
 from ..model import TaskStatus
-from ..stacks import Stack, describe, stack
-from ..suspended import chain, frame_of
+from ..stacks import describe, stack
+from ..suspended import frame_of, stack_of_coroutine
 from ..transition import Kind, Transition, View, switch_lock
 from .boundaries import between_works, is_work
 
@@ -43,11 +43,6 @@ def _asyncio() -> Any:
 
 def _loop_of(task: Any) -> Any:
     return task.get_loop()
-
-
-def _frames(task: Any) -> Stack:
-    """What a suspended task shows of its stack, innermost first."""
-    return [frame for link in chain(task.get_coro()) if (frame := frame_of(link)) is not None][::-1]
 
 
 class Loops(Kind):
@@ -165,7 +160,9 @@ class Loops(Kind):
                 if nobodys:
                     transition.suspended.claim_chain(task.get_coro(), task)
                 transition.uncount(task)
-                if transition.movable(task) and (not transition.boundary or between_works(_frames(task))):
+                if transition.movable(task):
+                    if transition.boundary and not between_works(stack_of_coroutine(task.get_coro())):
+                        continue
                     transition.switch(task, "idle")
 
     def start(self, transition: Transition) -> None:
@@ -223,7 +220,7 @@ class Loops(Kind):
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []
         for task in self.tasks():
-            frames = _frames(task)[::-1]
+            frames = stack_of_coroutine(task.get_coro())
             affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden]
             found.append(
                 TaskStatus(
@@ -231,8 +228,8 @@ class Loops(Kind):
                     name=task.get_name(),
                     ident=hex(id(task)),
                     patch_state=view.state_of(task),
-                    blocking=view.blocking(task, affected[::-1]),
-                    stack=[describe(frame) for frame in reversed(frames)],
+                    blocking=view.blocking(task, affected),
+                    stack=[describe(frame) for frame in frames],
                 )
             )
         return found

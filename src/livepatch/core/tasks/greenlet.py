@@ -28,8 +28,9 @@ from .. import originals
 from ..heap import instances
 from ..model import TaskStatus
 from ..stacks import Look, Stack, describe, stack, stack_of, thread_stack
+from ..suspended import greenlets_in
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
-from . import boundaries
+from . import asyncio, boundaries, trio
 
 
 def _library() -> Any:
@@ -103,12 +104,20 @@ class Greenlets(Kind):
         self._homeless = [main for key, main in mains.items() if key not in known]
         return [greenlet for greenlet in found if greenlet.parent is not None]
 
+    def _owners(self) -> dict[int, Any]:
+        """The asyncio or trio task that a greenlet is seen to be part of, by the greenlet's id."""
+        tasks = [(task, task.get_coro()) for task in asyncio.KIND.tasks()]
+        tasks += [(task, task.coro) for task in trio.KIND.tasks()]
+        return {id(greenlet): task for task, coroutine in tasks for greenlet in greenlets_in(coroutine)}
+
     def tasks(self) -> list[Any]:
         if _library() is None:
             return []
         shown = {ident: stack(frame) for ident, frame in sys._current_frames().items()}
         self._strange = {ident: (frames[-1], self._surveys) for ident, frames in shown.items()}
-        return self._survey()
+        found = self._survey()
+        owners = self._owners() if found else {}
+        return [greenlet for greenlet in found if id(greenlet) not in owners]
 
     def creator(self, task: Hashable) -> Hashable | None:
         library = _library()
@@ -124,11 +133,11 @@ class Greenlets(Kind):
         self._transition = transition
         if _library() is None:
             return
-        if any(type(task).__module__.partition(".")[0] in _PARENTS for task in transition.states):
-            # Perhaps part of one of these: it will be known when it is seen in a chain.
-            for task in transition.states:
-                if isinstance(task, _library().greenlet):
-                    transition.suspended.add(task, None)
+        if any(map(_has_parts, transition.states)):
+            owners = self._owners()
+            for greenlet in self._survey():
+                # Without an owner it may be part of any task: that will be known when it is seen in a chain.
+                transition.suspended.add(greenlet, owners.get(id(greenlet)))
         self._watch_eventlet()
 
     def stop(self, transition: Transition) -> None:
@@ -236,6 +245,8 @@ class Greenlets(Kind):
         found = []
         with switch_lock:
             greenlets = self._survey()
+            owners = self._owners() if greenlets else {}
+            greenlets = [greenlet for greenlet in greenlets if id(greenlet) not in owners]
             kept = [self._stacks(greenlet) for greenlet in greenlets]
             for greenlet, stacks in zip(greenlets, kept, strict=True):
                 own = stacks[0] if stacks is not None and len(stacks) == 1 else []
@@ -261,7 +272,9 @@ class Greenlets(Kind):
         return found
 
 
-#: The packages whose tasks may have greenlets within.
-_PARENTS = ("asyncio", "_asyncio", "trio")
+def _has_parts(task: Hashable) -> bool:
+    """Whether greenlets may be part of this task."""
+    return any(kind.root(task) is not None for kind in (asyncio.KIND, trio.KIND))
+
 
 KIND = Greenlets()

@@ -14,6 +14,7 @@ then its own stack is what `greenlet.py` finds.
 
 from __future__ import annotations
 
+import _thread
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable
@@ -25,7 +26,8 @@ from ..stacks import Stack, describe
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
 from . import boundaries, greenlet
 
-_STARTER = getattr(threading, cpython.THREAD_STARTER)
+#: What starts threads: who starts one through `threading`, and who calls C directly.
+_STARTERS = (threading, cpython.THREAD_STARTER), (_thread, "start_new_thread")
 
 
 class Threads(Kind):
@@ -35,7 +37,7 @@ class Threads(Kind):
 
     def __init__(self) -> None:
         self._transition: Transition | None = None
-        self._starter: Any = None
+        self._starters: list[tuple[Any, str, Any, Any]] = []  # module, name, what was there, what is there now
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
         return originals.get_ident
@@ -72,29 +74,33 @@ class Threads(Kind):
         self._transition = transition
         if transition.boundary:
             boundaries.hook(transition)
-        if self._starter is None:
-            self._starter = getattr(threading, cpython.THREAD_STARTER)
-            setattr(threading, cpython.THREAD_STARTER, self._start_thread)
+        for module, name in _STARTERS if not self._starters else ():
+            starter = getattr(module, name)
+            setattr(module, name, ours := self._starting(starter))
+            self._starters.append((module, name, starter, ours))
 
-    def _start_thread(self, *args: Any, **kwargs: Any) -> Any:
-        # The lock keeps the new thread out of its first trampoline until its state is written.
-        starter, transition = self._starter or _STARTER, self._transition
-        if transition is None:  # somebody who came after us has kept this method
-            return starter(*args, **kwargs)
-        with switch_lock:
-            started = starter(*args, **kwargs)
-            ident = cpython.thread_ident(started, kwargs)
-            if ident is not None:
-                transition.inherit(ident, transition.current())
-        return started
+    def _starting(self, starter: Callable[..., Any]) -> Callable[..., Any]:
+        def start(*args: Any, **kwargs: Any) -> Any:
+            transition = self._transition
+            if transition is None:  # somebody has kept this function
+                return starter(*args, **kwargs)
+            # The lock keeps the new thread out of its first trampoline until its state is written.
+            with switch_lock:
+                started = starter(*args, **kwargs)
+                ident = cpython.thread_ident(started, kwargs)
+                if ident is not None:
+                    transition.inherit(ident, transition.current())
+            return started
+
+        return start
 
     def stop(self, transition: Transition) -> None:
         boundaries.unhook()
-        if self._starter is not None:
-            if getattr(threading, cpython.THREAD_STARTER) == self._start_thread:
-                setattr(threading, cpython.THREAD_STARTER, self._starter)
-                self._starter = None
-            self._transition = None
+        self._transition = None
+        while self._starters:
+            module, name, before, ours = self._starters.pop()
+            if getattr(module, name) is ours:  # else somebody came after us
+                setattr(module, name, before)
 
     def statuses(self, view: View) -> list[TaskStatus]:
         known = {thread.ident: thread for thread in threading.enumerate()}

@@ -16,8 +16,8 @@ from typing import Any
 from .. import originals
 from ..heap import referrers
 from ..model import TaskStatus
-from ..stacks import Stack, describe, stack
-from ..suspended import chain, frame_of
+from ..stacks import describe, stack
+from ..suspended import frame_of, stack_of_coroutine
 from ..transition import Kind, Transition, View, switch_lock
 from .boundaries import between_works, is_work
 
@@ -29,11 +29,6 @@ def _trio() -> Any:
     """trio's core, once it is there and whole."""
     module = sys.modules.get("trio._core._run")
     return module if module is not None and "trio.lowlevel" in sys.modules and hasattr(module, "Runner") else None
-
-
-def _frames(task: Any) -> Stack:
-    """What a suspended task shows of its stack, innermost first."""
-    return [frame for link in chain(task.coro) if (frame := frame_of(link)) is not None][::-1]
 
 
 class Runs(Kind):
@@ -111,7 +106,7 @@ class Runs(Kind):
                 nobodys = transition.suspended.of(None)
                 while tasks and originals.monotonic() < deadline:
                     task = tasks.pop()
-                    frames = _frames(task) if task is not transition.current() else own
+                    frames = stack_of_coroutine(task.coro) if task is not transition.current() else own
                     if not frames:
                         transition.forget(task)
                     elif task in transition.pending:
@@ -166,7 +161,7 @@ class Runs(Kind):
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []
         for task in self.tasks():
-            frames = _frames(task)
+            frames = stack_of_coroutine(task.coro)
             affected = [frame for frame in frames if id(frame.f_code) in view.footprint.forbidden]
             found.append(
                 TaskStatus(
