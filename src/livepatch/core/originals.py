@@ -1,7 +1,7 @@
 """The interpreter's own threads, locks, clock and poll, whatever somebody has put in their place.
 
-gevent and eventlet replace what is in `threading`, `_thread`, `time`, `select` and `os` by cooperative versions, before or
-after livepatch is imported, and tools for tests replace the clock. livepatch needs the real ones: its lock has to
+gevent and eventlet replace what is in `threading`, `_thread`, `time`, `select` and `os` by cooperative versions, before
+or after livepatch is imported, and tools for tests replace the clock. livepatch needs the real ones: its lock has to
 hold threads up, and its agent has to run while every greenlet is stuck. Those replacements are made in the modules that
 everybody imports; so these here are modules of our own, made from the same C code.
 """
