@@ -125,6 +125,7 @@ class FakeKind(Kind):
     def __init__(self, *tasks: FakeTask) -> None:
         self.all = list(tasks)
         self.running: FakeTask | None = None
+        self._noticed: set[FakeTask] = set()
         #: How often a transition started (reversals count), nudged and stopped this kind.
         self.started = self.nudged = self.stopped = 0
 
@@ -137,8 +138,12 @@ class FakeKind(Kind):
     def creator(self, task: Hashable) -> FakeTask | None:
         return task.creator if isinstance(task, FakeTask) else None
 
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return [task for task in tasks if isinstance(task, FakeTask) and task.done]
+    def notice(self, task: Hashable) -> None:
+        if isinstance(task, FakeTask):
+            self._noticed.add(task)
+
+    def finished(self) -> list[Hashable]:
+        return [task for task in self._noticed if task.done]
 
     def start(self, transition: Transition) -> None:
         self.started += 1

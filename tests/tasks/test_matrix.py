@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.tasks.cells import CELLS
 from tests.tasks.worlds import WORLDS, there
 

@@ -452,17 +452,12 @@ def same_parameters(a: CodeType, b: CodeType) -> bool:
 def _enterer(
     transition: Transition, versions: tuple[Any, Any], counted: bool, function: weakref.ref[FunctionType]
 ) -> Callable[[], Any]:
-    state_of, current, choose, frame = (
-        transition.states.get,
-        transition.current,
-        transition.choose,
-        sys._getframe,
-    )
+    current, choose, frame = transition.current, transition.choose, sys._getframe
     moved = (versions[UNPATCHED], None), (versions[PATCHED], None)
 
     def enter() -> tuple[Any, Any]:
         fast = transition.fast
-        if state_of(current()) is fast:
+        if current() in fast:
             return moved[fast.state]
         state, token = choose(counted, frame(1).f_back)
         if state is None:
