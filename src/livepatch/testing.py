@@ -24,7 +24,7 @@ from .core import registry
 from .core.model import TaskStatus
 from .core.registry import tick
 from .core.stacks import Footprint, stack
-from .core.transition import PATCHED, UNPATCHED, Kind, Transition, View, switch_lock
+from .core.transition import PATCHED, UNPATCHED, Kind, Transition, View
 
 __all__ = ["FakeKind", "FakeSuspended", "FakeTask", "fake_code", "fake_footprint", "finish", "manual_rounds", "tick"]
 
@@ -149,7 +149,7 @@ class FakeKind(Kind):
         self.started += 1
 
     def inspect(self, transition: Transition) -> None:
-        with switch_lock:
+        with transition.looking():
             for task in self.tasks():
                 movable = task.visible and task in transition.pending and transition.movable(task)
                 if movable and not transition.footprint.affected(stack(task.frame())):

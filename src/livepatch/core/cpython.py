@@ -10,7 +10,8 @@ import importlib._bootstrap_external as _bootstrap_external
 import platform
 import sys
 import threading
-from types import CodeType, ModuleType
+from collections.abc import Callable
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from .heap import referrers
@@ -58,6 +59,14 @@ def importing(name: str) -> bool:
     reference = _bootstrap._module_locks.get(name)  # type: ignore[attr-defined]
     lock = reference() if reference is not None else None
     return lock is not None and getattr(lock, "owner", None) is not None
+
+
+def current_task(asyncio: Any) -> Callable[[Any], Any]:
+    """What gives the task that runs in a loop, in C. On 3.11 the function is written in Python, around a dict."""
+    function: Callable[[Any], Any] = asyncio.current_task
+    if isinstance(function, FunctionType) and hasattr(asyncio.tasks, "_current_tasks"):
+        function = asyncio.tasks._current_tasks.get
+    return function
 
 
 def asyncio_tasks(asyncio: Any) -> list[Any]:

@@ -15,11 +15,12 @@ tasks are moved one at a time, in three ways:
 2. Exit switching: a task that returns from its outermost trampoline looks at its own stack (`leave`).
 3. Idle switching: a callback in each event loop runs when none of the loop's tasks does (`tasks/asyncio.py`).
 
-One lock makes the check from outside safe. A task that has not moved takes the switch lock in its trampoline,
-after the trampoline's frame exists, and reads its state under it; a checker holds the lock from before it takes
-the snapshot of the stacks until it has written the states. So while a checker looks, affected frames can only
-disappear. A task that has moved takes no lock: it finds itself among those who are where all are going. The lock is
-re-entrant (signal handlers and finalizers call patched functions too), a leaf, and never held while foreign code runs.
+One lock makes the check from outside safe. A task that has not moved reads its state in its trampoline, after the
+trampoline's frame exists, and under the switch lock if anybody is looking; a checker holds the lock, and says that it
+looks, from before it takes the snapshot of the stacks until it has written the states (`looking`). So while a checker
+looks, affected frames can only disappear; and whoever found that nobody looks has a frame that the next checker sees.
+A task that has moved takes no lock: it finds itself among those who are where all are going. The lock is re-entrant
+(signal handlers and finalizers call patched functions too), a leaf, and never held while foreign code runs.
 
 There may be a million tasks, and one that serves others may be waiting for the lock. So nothing is done for every
 task under one hold of it: they are listed before the first may move, in slices between which others run (`unhurried`),
@@ -40,6 +41,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import CodeType, FrameType
 
 from . import originals
@@ -48,8 +50,8 @@ from .pace import unhurried
 from .stacks import Footprint, Stack, describe, stack
 from .suspended import Suspended
 
-#: What a trampoline hands back when its call ends: in which direction it began, and in which task.
-Token = tuple[int, Hashable]
+#: What a trampoline hands back when its call ends: where it was counted, and in which task.
+Token = tuple[dict[Hashable, int], Hashable]
 
 IDLE, UNPATCHED, PATCHED = -1, 0, 1
 
@@ -76,6 +78,10 @@ class World(set[Hashable]):
         """The tasks, each of which is forgotten when it has been given."""
         while self:
             yield self.pop()
+
+
+#: In place of a world: this task has to ask.
+NOBODY = World(IDLE)
 
 
 class Everything:
@@ -199,10 +205,14 @@ class Transition:
         #: The tasks that need not ask in a trampoline: `target`, or nobody while a suspended frame of the version
         #: to be left may be resumed by a task that has moved.
         self.fast = self.target
-        #: A suspended frame of the version to move to may be resumed by a task that has not moved.
-        self.ahead = False
-        #: Ordinary calls under way in the version to be left, by task.
+        #: The tasks that need not ask either, since they have not moved and nobody is about to move them: `initial`, or
+        #: nobody while somebody looks, or while a suspended frame of the version to move to may be resumed by one.
+        self.stay = NOBODY
+        self.ahead = False  # there is such a frame
+        #: Ordinary calls under way in the version to be left, by task; another dict for every direction.
         self.calls: dict[Hashable, int] = {}
+        #: Tasks that looked when they returned from an outermost call and could not move: they do so once a round.
+        self._held: set[Hashable] = set()
         self.suspended = Suspended()
         self.footprint = Footprint()
         self.over = False  # every task has moved
@@ -210,7 +220,6 @@ class Transition:
         self.total = 0
         self.labels: set[str] = set()  # of the kinds that had tasks when it started
         self.rounds = 0
-        self._epoch = 0
         self.started = originals.monotonic()
         #: How many tasks moved in which way, for reports and tests.
         self.moved = {"stack check": 0, "exit": 0, "idle": 0, "force": 0}
@@ -248,7 +257,7 @@ class Transition:
                 return goal.state, None
             if counted:
                 self.calls[task] = self.calls.get(task, 0) + 1
-            return goal.state, (self._epoch, task)
+            return goal.state, (self.calls, task)
 
     def _state_of(self, task: Hashable) -> World:
         world = self._known(task)
@@ -289,25 +298,36 @@ class Transition:
             if self.suspended.strays(entry):
                 self.fast = World(self.target.state)
             self.ahead = self.ahead or self.suspended.runs_ahead(entry)
+            if self.ahead:
+                self.stay = NOBODY
 
     def leave(self, token: Token, counted: bool, switch: bool, frame: FrameType | None) -> None:
         """Exit switching: the trampoline called by `frame` returns in a task that had not moved when it entered.
 
         Without `switch`, the call is over but something that it stands for is not yet.
         """
-        epoch, task = token
+        if (not counted or self.returned(token)) and switch:
+            self.exit(token, frame)
+
+    def returned(self, token: Token) -> bool:
+        """The first half of `leave`, of an ordinary call and without a lock: whether to have a look at the stack."""
+        calls, task = token
+        left = calls.get(task, 1) - 1
+        if left > 0:
+            calls[task] = left
+            return False
+        calls.pop(task, None)
+        return task not in self._held
+
+    def exit(self, token: Token, frame: FrameType | None) -> None:
+        """The second half: look, and move."""
+        calls, task = token
         with switch_lock:
-            if self.over or epoch != self._epoch:
-                return
-            if counted:
-                left = self.calls.pop(task, 1) - 1
-                if left:
-                    self.calls[task] = left
-                    return
-            if (
-                switch and not self.boundary and task == self.current()
-            ):  # a generator may end in another task, whose stack says nothing about this one
-                self._exit(task, frame)
+            # A generator may end in another task, whose stack says nothing about this one.
+            if not self.over and calls is self.calls and task == self.current():
+                if not self.boundary:
+                    self._exit(task, frame)
+                self._held.add(task)
 
     def update(self, frame: FrameType | None) -> None:
         """The running task, whose innermost frame of its own is `frame`, asks to be moved."""
@@ -360,11 +380,23 @@ class Transition:
 
         Signal handlers raise anywhere. But where stacks are switched below Python, the count is all there is to go by.
         """
-        if task in self.calls and "greenlet" not in sys.modules:
-            del self.calls[task]
+        if "greenlet" not in sys.modules:
+            self.calls.pop(task, None)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Hold the switch lock, and let nobody choose without it: for whoever looks at others and moves them."""
+        with switch_lock:
+            nested, self.stay = self.stay is NOBODY, NOBODY
+            try:
+                yield
+            finally:
+                if not nested:
+                    self._renew_stay()
 
     def switch(self, task: Hashable, way: str) -> None:
-        """Move a task. The caller has made sure, under this same hold of the lock, that it may."""
+        """Move a task. The caller has made sure, within this same `looking` or as the task itself, that it may."""
+        assert way == "exit" or self.stay is NOBODY, "whoever moves others has to be `looking`"
         self.goal.add(task)
         self.initial.discard(task)
         self.moved[way] += 1
@@ -393,8 +425,7 @@ class Transition:
     def _start(self) -> list[object]:
         self.footprint = self._footprint(self.goal.state)
         kept = self.suspended.start(self.footprint)
-        self._epoch += 1
-        self.calls.clear()
+        self.calls, self._held = {}, set()
         self.target = self.goal
         self.rounds = 0
         self._renew_fast()
@@ -406,6 +437,7 @@ class Transition:
         """Nobody was told to move: everybody is where it was."""
         with switch_lock:
             self.initial, self.goal = self.goal, self.initial
+            self.stay = NOBODY
             self.over = True
 
     def reverse(self) -> None:
@@ -450,6 +482,7 @@ class Transition:
 
     def try_complete(self) -> bool:
         """One round. True when every task has moved; whoever asks from now on gets the target's version."""
+        self._held.clear()
         for kind in self.kinds:
             kind.inspect(self)
         kept: list[object] = []
@@ -472,6 +505,7 @@ class Transition:
         """A task has ended. The caller holds the lock, and a reference for as long as it does."""
         self.goal.discard(task)
         self.calls.pop(task, None)
+        self._held.discard(task)
         self.suspended.disown(task)
         if task in self.initial:
             self.initial.discard(task)
@@ -482,12 +516,17 @@ class Transition:
         strays = self.target is self.goal and self.suspended.any_strays()
         self.fast = World(self.target.state) if strays else self.target
         self.ahead = self.target is self.goal and self.suspended.any_ahead()
+        self._renew_stay()
+
+    def _renew_stay(self) -> None:
+        self.stay = self.initial if self.target is self.goal and not self.ahead and not self.over else NOBODY
 
     def stop(self) -> None:
         """Nothing calls a trampoline any more, or will: let go of the hooks and of all tasks."""
         for kind in self.kinds:
             kind.stop(self)
         self.gone = True
+        self.calls, self._held = {}, set()
         # These know code objects, trampolines too, which know this transition: the collector cannot see such a cycle.
         self.suspended = Suspended()
         self.footprint = Footprint()

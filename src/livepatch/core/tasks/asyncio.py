@@ -90,7 +90,7 @@ class Loops(Kind):
                 asyncio = _asyncio() if "asyncio" in modules else None
                 if asyncio is None:
                     return fallback()
-                current, running = asyncio.current_task, asyncio._get_running_loop
+                current, running = cpython.current_task(asyncio), asyncio._get_running_loop
             loop = running()
             if loop is not None:
                 task: Hashable = current(loop)
@@ -138,7 +138,7 @@ class Loops(Kind):
         def check() -> None:
             """Idle switching: runs in the loop's thread while no task of the loop does."""
             kept: list[list[Any]] = []  # a task that ends its life here must not do so under the lock
-            with switch_lock:
+            with transition.looking():
                 if transition.over:
                     return
                 transition.look_at_self(originals.get_ident(), stack(sys._getframe(1)), between_works)
@@ -160,7 +160,7 @@ class Loops(Kind):
         """A loop that does not run, or whose thread is doing this round and runs no other of its tasks."""
         current = transition.current()
         kept: list[list[Any]] = []
-        with switch_lock:
+        with transition.looking():
             here.begin()
             if current in transition.pending and self._is_task(current):
                 clean = not transition.footprint.affected(stack(sys._getframe(1)), self.root(current))

@@ -189,7 +189,7 @@ class Greenlets(Kind):
         if library is None:
             return
         kept: list[list[Stack]] = []
-        with switch_lock:
+        with transition.looking():
             if self._survey_is_due:
                 self._survey()
                 self._survey_is_due = False

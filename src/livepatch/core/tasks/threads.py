@@ -59,7 +59,7 @@ class Threads(Kind):
     def inspect(self, transition: Transition) -> None:
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
         me = originals.get_ident()
-        with switch_lock:
+        with transition.looking():
             for ident in sys._current_frames():
                 if ident not in transition.pending:
                     continue

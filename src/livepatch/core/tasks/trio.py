@@ -102,7 +102,7 @@ class Runs(Kind):
         def check() -> None:
             """Idle switching: runs in a task of its own while no other one of this run does."""
             deadline = originals.monotonic() + SLICE
-            with switch_lock:
+            with transition.looking():
                 if transition.over:
                     tasks.clear()
                 thread = originals.get_ident()
