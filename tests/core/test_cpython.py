@@ -324,6 +324,17 @@ def test_the_collector_finds_all_functools_caches():
     assert any(thing is cached for thing in gc.get_referrers(type(cached)))
 
 
+def test_each_functools_cache_refers_to_its_class():
+    import functools
+
+    cls = functools._lru_cache_wrapper
+    before = sys.getrefcount(cls)
+    made = [functools.lru_cache(lambda: 0) for _ in range(3)]
+    assert sys.getrefcount(cls) == before + 3
+    del made[0]
+    assert sys.getrefcount(cls) == before + 2
+
+
 def test_frozen_objects_are_passed_over_by_the_collector():
     namespace = {}
     exec("def f(): pass", namespace)
