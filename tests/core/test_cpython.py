@@ -180,7 +180,7 @@ def test_asyncio_tasks_of_several_loops_and_of_loops_that_do_not_run(worker):
     running = thread.begin(asyncio.run, other())
     gate.arrived()
     assert "in a loop that does not run" in names_of_tasks()
-    assert len(cpython.asyncio_tasks(asyncio)) >= 2
+    assert len(list(cpython.asyncio_tasks(asyncio))) >= 2
     gate.open()
     running.result(kit.PATIENCE)
     sleeping.cancel()
@@ -211,7 +211,7 @@ def test_listing_asyncio_tasks_while_a_loop_makes_and_ends_them(worker):
 
     going = worker().begin(asyncio.run, churn())
     for _ in range(200):
-        cpython.asyncio_tasks(asyncio)
+        list(cpython.asyncio_tasks(asyncio))
     stop.set()
     going.result(kit.PATIENCE)
 
@@ -452,7 +452,7 @@ def test_a_task_whose_making_has_not_ended_is_not_listed():
     async def main():
         await Slow(asyncio.sleep(0), asyncio.get_running_loop())
         bare.append(asyncio.Task.__new__(asyncio.Task))
-        cpython.asyncio_tasks(asyncio)
+        list(cpython.asyncio_tasks(asyncio))
 
     seen, bare = [], []
     asyncio.run(main())

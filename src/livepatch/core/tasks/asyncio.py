@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -100,13 +100,12 @@ class Loops(Kind):
 
         return look
 
-    def tasks(self) -> list[Any]:
+    def tasks(self) -> Iterable[Any]:
         asyncio = _asyncio()
-        return cpython.asyncio_tasks(asyncio) if asyncio is not None else []
+        return cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
 
     def _is_task(self, task: object) -> bool:
-        asyncio = _asyncio()
-        return asyncio is not None and isinstance(task, asyncio.Future)
+        return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
 
     def creator(self, task: Hashable) -> Hashable | None:
         thread = originals.get_ident()
