@@ -24,7 +24,7 @@ from .core import registry
 from .core.model import TaskStatus
 from .core.registry import tick
 from .core.stacks import Footprint, stack
-from .core.transition import PATCHED, UNPATCHED, Kind, Transition, View, switch_lock
+from .core.transition import PATCHED, UNPATCHED, Kind, Transition, View
 
 __all__ = ["FakeKind", "FakeSuspended", "FakeTask", "fake_code", "fake_footprint", "finish", "manual_rounds", "tick"]
 
@@ -125,6 +125,7 @@ class FakeKind(Kind):
     def __init__(self, *tasks: FakeTask) -> None:
         self.all = list(tasks)
         self.running: FakeTask | None = None
+        self._noticed: set[FakeTask] = set()
         #: How often a transition started (reversals count), nudged and stopped this kind.
         self.started = self.nudged = self.stopped = 0
 
@@ -137,14 +138,18 @@ class FakeKind(Kind):
     def creator(self, task: Hashable) -> FakeTask | None:
         return task.creator if isinstance(task, FakeTask) else None
 
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return [task for task in tasks if isinstance(task, FakeTask) and task.done]
+    def notice(self, task: Hashable) -> None:
+        if isinstance(task, FakeTask):
+            self._noticed.add(task)
+
+    def finished(self) -> list[Hashable]:
+        return [task for task in self._noticed if task.done]
 
     def start(self, transition: Transition) -> None:
         self.started += 1
 
     def inspect(self, transition: Transition) -> None:
-        with switch_lock:
+        with transition.looking():
             for task in self.tasks():
                 movable = task.visible and task in transition.pending and transition.movable(task)
                 if movable and not transition.footprint.affected(stack(task.frame())):

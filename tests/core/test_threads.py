@@ -118,7 +118,7 @@ def test_threads_that_are_born_and_die_by_the_hundred(target, patch, held):
         assert in_thread(target.f) == NEWS
     tick()
     assert lp.patches()[0].left == 1
-    assert len(registry.running_transition().states) < 60
+    assert len(registry.running_transition().goal) < 60
     held.release()
     finish()
     kit.take_out("p")

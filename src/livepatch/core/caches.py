@@ -2,34 +2,54 @@
 
 A cache keeps results of the version that made them, and stores a result when the call, and the trampoline around it, is
 over. So caches are emptied when a transition completes, and who leaves such a trampoline is not moved by that.
+
+Finding them is a pass over the heap, which holds everybody up. One is made before the transition starts; at its end
+only if caches were made meanwhile, which the number of references to their class tells.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Iterable, Iterator
 from types import FunctionType, MethodType
 from typing import Any
 
-from .heap import referrers
+from .heap import counted, thawed
+
+#: The caches of the last pass, and how many references to their class were not theirs.
+_known: tuple[list[weakref.ref[Any]], int] = [], -1
 
 
 def clear(touched: Iterable[FunctionType]) -> None:
     """Empty the caches around these functions: they hold results of the other version."""
+    global _known
     functions = {id(function) for function in touched}
     for cache in _caches() if functions else ():
         if any(id(thing) in functions for thing in _behind(cache)):
             cache.cache_clear()
+    _known = [], -1
 
 
 def cached() -> set[int]:
     """The ids of all that is behind a cache."""
-    return {id(thing) for cache in _caches() for thing in _behind(cache)}
+    return {id(thing) for cache in _find() for thing in _behind(cache)}
 
 
 def _caches() -> list[Any]:
-    kind_of_cache = functools._lru_cache_wrapper
-    return [thing for thing in referrers(kind_of_cache) if type(thing) is kind_of_cache]
+    known, others = _known
+    alive = [cache for reference in known if (cache := reference()) is not None]
+    return alive if counted(functools._lru_cache_wrapper)[0] == len(alive) + others else _find()
+
+
+def _find() -> list[Any]:
+    global _known
+    with thawed():
+        count, found = counted(functools._lru_cache_wrapper, gc.get_referrers)
+    caches = [thing for thing in found if type(thing) is functools._lru_cache_wrapper]
+    _known = [weakref.ref(cache) for cache in caches], count - len(caches)
+    return caches
 
 
 def _behind(thing: Any) -> Iterator[Any]:

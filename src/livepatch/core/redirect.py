@@ -239,14 +239,14 @@ class Redirection:
         # A cache stores a result after the trampoline around the call is gone. If leaving it moved the task, the
         # transition could complete, and empty the cache, before that.
         switch = not any(id(function) in cached for function in self.live())
-        leave = _leaver(transition, counted, switch)
+        leaving = _returner(transition, counted, switch), _leaver(transition)
         for function in self.live():
             versions = self.version(function, below), self.version(function, func)
             for state, version in enumerate(versions):
                 if is_version(version):
                     version.__code__ = self._with_births(version.__code__, state)
             enter = _enterer(transition, versions, counted, weakref.ref(function))
-            code = trampoline(self.original, enter, track, leave, exact=_called_alike(self.original, *versions))
+            code = trampoline(self.original, enter, track, *leaving, exact=_called_alike(self.original, *versions))
             self._trampolines.append(code)
             function.__code__ = code
         if self.nested and not self._births:
@@ -254,7 +254,7 @@ class Redirection:
             codes = self._with_births(owns[UNPATCHED], UNPATCHED), self._with_births(owns[PATCHED], PATCHED)
             for state, own in enumerate(owns):
                 enter = _birth_enterer(transition, self.original, codes, own, counted)
-                self._births[state] = trampoline(own, enter, track, leave, exact=True, birth=True)
+                self._births[state] = trampoline(own, enter, track, *leaving, exact=True, birth=True)
 
     def arrive(self, cached: set[int]) -> None:
         """Function objects were adopted late: give them what all others have."""
@@ -285,7 +285,7 @@ class Redirection:
             exact = self.nested or all(isinstance(func.new_func, Body) for func in self.stack)
             enter = _stub_enterer(self, exact)
             self.stub = trampoline(
-                self.original, enter, _stub_tracker(self), _stub_leaver(self), exact=exact, birth=True
+                self.original, enter, _stub_tracker(self), _stub_returner(self), _stub_leaver(), exact=exact, birth=True
             )
             _stale.add(self.stub, self.original)
         return self.stub
@@ -452,18 +452,19 @@ def same_parameters(a: CodeType, b: CodeType) -> bool:
 def _enterer(
     transition: Transition, versions: tuple[Any, Any], counted: bool, function: weakref.ref[FunctionType]
 ) -> Callable[[], Any]:
-    state_of, current, choose, frame = (
-        transition.states.get,
-        transition.current,
-        transition.choose,
-        sys._getframe,
-    )
+    current, choose, frame = transition.current, transition.choose, sys._getframe
     moved = (versions[UNPATCHED], None), (versions[PATCHED], None)
 
     def enter() -> tuple[Any, Any]:
-        fast = transition.fast
-        if state_of(current()) is fast:
+        task, fast = current(), transition.fast
+        if task in fast:
             return moved[fast.state]
+        stay = transition.stay
+        if task in stay:
+            calls = transition.calls
+            if counted:
+                calls[task] = calls.get(task, 0) + 1
+            return versions[stay.state], (calls, task)
         state, token = choose(counted, frame(1).f_back)
         if state is None:
             return function() or versions[transition.goal.state], None
@@ -537,21 +538,34 @@ def _stub_tracker(stubbed: Redirection) -> Callable[[Any], Any]:
     return follow
 
 
-def _stub_leaver(stubbed: Redirection) -> Callable[[Any], None]:
+def _stub_returner(stubbed: Redirection) -> Callable[[Any], bool]:
     counted = kind(stubbed.original) == "function"
 
+    def returned(token: Any) -> bool:
+        transition, own = token
+        return not counted or transition.returned(own)
+
+    return returned
+
+
+def _stub_leaver() -> Callable[[Any], None]:
     def exit_switch(token: Any) -> None:
         transition, own = token
-        transition.leave(own, counted, True, sys._getframe(1).f_back)
+        transition.exit(own, sys._getframe(1).f_back)
 
     return exit_switch
 
 
-def _leaver(transition: Transition, counted: bool, switch: bool) -> Callable[[Any], None]:
-    leave, frame = transition.leave, sys._getframe
+def _returner(transition: Transition, counted: bool, switch: bool) -> Callable[[Any], bool]:
+    returned = transition.returned if counted else bool
+    return returned if switch else lambda token: returned(token) and False
+
+
+def _leaver(transition: Transition) -> Callable[[Any], None]:
+    leave, frame = transition.exit, sys._getframe
 
     def exit_switch(token: Any) -> None:
-        leave(token, counted, switch, frame(1).f_back)
+        leave(token, frame(1).f_back)
 
     return exit_switch
 

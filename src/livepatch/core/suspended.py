@@ -182,6 +182,10 @@ class Suspended:
         entries = list(self._by_owner.get(owner, {}).values())
         return [thing for entry in entries if (thing := entry.holding(self._footprint)) is not None]
 
+    def unowned(self) -> bool:
+        """There is one in code to be left that belongs to nobody known."""
+        return bool(self.of(None))
+
     def blocks(self, task: Hashable) -> bool:
         """This task owns one, or somebody unknown does."""
         return bool(self._by_owner) and bool(self.of(task) or self.of(None))

@@ -3,8 +3,9 @@
 Tasks are checked by a callback in their own loop's thread, scheduled from the round. While it runs, no task of that
 loop does: all of them are suspended, and none can have an ordinary function on a stack. What they may have is
 suspended coroutines and generators of the version to be left, and those are known (`suspended.py`). The callback
-first gives the ones that have no owner yet to the task in whose await chain it finds them. It works in slices of a
-millisecond, so that a hundred thousand tasks do not hold up the loop.
+first gives the ones that have no owner yet to the task in whose await chain it finds them, then moves tasks. It works
+in slices of a millisecond, so that a million tasks do not hold up the loop, and later rounds look only at those that
+had to stay: each loop's tasks are kept in lists for that, made while the transition lists its tasks.
 
 The thread that runs the loop is checked there as well: with no task running, its stack is its own.
 
@@ -20,19 +21,21 @@ asyncio is imported by nobody here: a process that does not use it does not pay 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
 from .. import cpython, originals
 from ..model import TaskStatus
+from ..pace import SLICE
 from ..stacks import describe, stack
 from ..suspended import frame_of, stack_of_coroutine
 from ..transition import Kind, Transition, View, switch_lock
 from .boundaries import between_works, is_work
 
-#: The longest that a check may hold up a loop, in seconds.
-SLICE = 0.001
+#: So many tasks are looked at between two looks at the clock.
+_CHUNK = 64
 
 
 def _asyncio() -> Any:
@@ -41,8 +44,28 @@ def _asyncio() -> Any:
     return module if hasattr(module, "current_task") and hasattr(module, "_get_running_loop") else None
 
 
-def _loop_of(task: Any) -> Any:
-    return task.get_loop()
+class _Loop:
+    """An event loop and those of its tasks that have not moved, in lists of `_CHUNK`."""
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.unclaimed: deque[list[Any]] = deque()  # to be looked at, first for what hangs on them
+        self.due: deque[list[Any]] = deque()  # to be looked at
+        self.held: deque[list[Any]] = deque()  # to be looked at in the next round
+        self.scheduled = False  # a callback is under way
+
+    def add(self, task: Any) -> None:
+        if not self.held or len(self.held[-1]) >= _CHUNK:
+            self.held.append([])
+        self.held[-1].append(task)
+
+    def begin(self) -> bool:
+        """Another round: look at all of them. Whether there is one."""
+        self.unclaimed += self.due
+        self.unclaimed += self.held
+        self.due.clear()
+        self.held.clear()
+        return bool(self.unclaimed)
 
 
 class Loops(Kind):
@@ -51,8 +74,7 @@ class Loops(Kind):
     label = "asyncio"
 
     def __init__(self) -> None:
-        self._scheduled: set[int] = set()  # loops with a callback under way
-        self._loops: list[Any] = []  # loops that had pending tasks at the last look
+        self._loops: dict[int, _Loop] = {}
         self._transition: Transition | None = None
         self._factories: dict[int, tuple[Any, Any, Any]] = {}  # loop, its factory, ours
         self._creators: dict[int, Hashable] = {}  # by thread: who is creating a task just now
@@ -68,7 +90,7 @@ class Loops(Kind):
                 asyncio = _asyncio() if "asyncio" in modules else None
                 if asyncio is None:
                     return fallback()
-                current, running = asyncio.current_task, asyncio._get_running_loop
+                current, running = cpython.current_task(asyncio), asyncio._get_running_loop
             loop = running()
             if loop is not None:
                 task: Hashable = current(loop)
@@ -78,13 +100,12 @@ class Loops(Kind):
 
         return look
 
-    def tasks(self) -> list[Any]:
+    def tasks(self) -> Iterable[Any]:
         asyncio = _asyncio()
-        return cpython.asyncio_tasks(asyncio) if asyncio is not None else []
+        return cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
 
     def _is_task(self, task: object) -> bool:
-        asyncio = _asyncio()
-        return asyncio is not None and isinstance(task, asyncio.Future)
+        return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
 
     def creator(self, task: Hashable) -> Hashable | None:
         thread = originals.get_ident()
@@ -93,88 +114,96 @@ class Loops(Kind):
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
 
+    def notice(self, task: Any) -> None:
+        if self._is_task(task):
+            loop = task.get_loop()
+            here = self._loops.get(id(loop))
+            if here is None:
+                here = self._loops[id(loop)] = _Loop(loop)
+            here.add(task)
+
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()
         if asyncio is None:
             return
-        if self._loops and all(loop.is_running() and id(loop) in self._scheduled for loop in self._loops):
-            return  # every loop is at it
-        future = asyncio.Future
-        by_loop: dict[int, tuple[Any, list[Any]]] = {}
-        with switch_lock:
-            for task in transition.pending.copy():  # a finalizer may run a new task right here
-                if isinstance(task, future):
-                    loop = task.get_loop()
-                    by_loop.setdefault(id(loop), (loop, []))[1].append(task)
-        self._loops = [loop for loop, _ in by_loop.values()]
         running = asyncio._get_running_loop()
-        for loop, tasks in by_loop.values():
-            if loop is running or not loop.is_running():
-                self._check_now(transition, tasks)
-            elif id(loop) not in self._scheduled:
-                self._schedule(transition, loop, tasks)
+        for here in list(self._loops.values()):
+            if here.loop is running or not here.loop.is_running():
+                self._check_now(transition, here)
+            elif not here.scheduled:
+                self._schedule(transition, here)
 
-    def _schedule(self, transition: Transition, loop: Any, tasks: list[Any]) -> None:
-        scheduled = self._scheduled
-
+    def _schedule(self, transition: Transition, here: _Loop) -> None:
         def check() -> None:
             """Idle switching: runs in the loop's thread while no task of the loop does."""
-            with switch_lock:
+            kept: list[list[Any]] = []  # a task that ends its life here must not do so under the lock
+            with transition.looking():
                 if transition.over:
-                    tasks.clear()
-                else:
-                    transition.look_at_self(originals.get_ident(), stack(sys._getframe(1)), between_works)
-                    self._check(transition, tasks, originals.monotonic() + SLICE)
-            if tasks:
-                loop.call_soon(check)
+                    return
+                transition.look_at_self(originals.get_ident(), stack(sys._getframe(1)), between_works)
+                more = self._check(transition, here, kept, originals.monotonic() + SLICE)
+            if more:
+                here.loop.call_soon(check)
             else:
-                scheduled.discard(id(loop))
-                if not transition.over:
-                    transition.wake()
+                here.scheduled = False
 
-        scheduled.add(id(loop))
-        try:
-            loop.call_soon_threadsafe(check)
-        except RuntimeError:  # closed meanwhile
-            scheduled.discard(id(loop))
+        with switch_lock:
+            here.scheduled = here.begin()
+        if here.scheduled:
+            try:
+                here.loop.call_soon_threadsafe(check)
+            except RuntimeError:  # closed meanwhile
+                here.scheduled = False
 
-    def _check_now(self, transition: Transition, tasks: list[Any]) -> None:
+    def _check_now(self, transition: Transition, here: _Loop) -> None:
         """A loop that does not run, or whose thread is doing this round and runs no other of its tasks."""
         current = transition.current()
-        with switch_lock:
-            if current in tasks:
-                tasks.remove(current)
+        kept: list[list[Any]] = []
+        with transition.looking():
+            here.begin()
+            if current in transition.pending and self._is_task(current):
                 clean = not transition.footprint.affected(stack(sys._getframe(1)), self.root(current))
-                if clean and current in transition.pending and transition.movable(current):
+                if clean and transition.movable(current):
                     transition.switch(current, "stack check")
-            self._check(transition, tasks, originals.monotonic() + 3600)
+            self._check(transition, here, kept, originals.monotonic() + 3600, current)
 
-    def _check(self, transition: Transition, tasks: list[Any], deadline: float) -> None:
-        """Move what can be moved, take it off the list, and stop at the deadline."""
-        nobodys = transition.suspended.of(None)
-        while tasks and originals.monotonic() < deadline:
-            task = tasks.pop()
-            if task.done():
-                transition.forget(task)
-            elif task in transition.pending:
-                if nobodys:
-                    transition.suspended.claim_chain(task.get_coro(), task)
-                transition.uncount(task)
-                if transition.movable(task):
-                    if transition.boundary and not between_works(stack_of_coroutine(task.get_coro())):
-                        continue
-                    transition.switch(task, "idle")
+    def _check(
+        self, transition: Transition, here: _Loop, kept: list[list[Any]], deadline: float, running: object = None
+    ) -> bool:
+        """Move what can be moved until the deadline; whether there is more to look at."""
+        suspended = transition.suspended
+        while here.unclaimed:
+            if originals.monotonic() > deadline:
+                return True
+            tasks = here.unclaimed.popleft()
+            here.due.append(tasks)
+            if suspended.unowned():
+                for task in tasks:
+                    suspended.claim_chain(task.get_coro(), task)
+        while here.due:
+            if originals.monotonic() > deadline:
+                return True
+            kept.append(here.due.popleft())
+            for task in kept[-1]:
+                if task.done():
+                    transition.forget(task)
+                    continue
+                if task in transition.pending and task is not running:
+                    transition.uncount(task)
+                    between = not transition.boundary or between_works(stack_of_coroutine(task.get_coro()))
+                    if between and transition.movable(task):
+                        transition.switch(task, "idle")
+                if task in transition.pending:
+                    here.add(task)
+        return False
 
     def start(self, transition: Transition) -> None:
-        """Loops are looked for anew; what was scheduled may never have run."""
-        self._loops, self._scheduled = [], set()
         self._transition = transition
-        loops = {id(loop): loop for task in transition.states if self._is_task(task) and (loop := _loop_of(task))}
-        for key, loop in loops.items():
+        for key, here in self._loops.items():
             if key not in self._factories:
-                before = loop.get_task_factory()
-                self._factories[key] = loop, before, self._factory(before)
-                loop.set_task_factory(self._factories[key][2])
+                before = here.loop.get_task_factory()
+                self._factories[key] = here.loop, before, self._factory(before)
+                here.loop.set_task_factory(self._factories[key][2])
 
     def _factory(self, before: Any) -> Callable[..., Any]:
         make = before or (lambda loop, coroutine, **options: _asyncio().Task(coroutine, loop=loop, **options))
@@ -193,7 +222,7 @@ class Loops(Kind):
                 else:
                     self._creators[thread] = outer
             with switch_lock:
-                if task not in transition.states and not task.done():  # an eager one has begun to run
+                if not transition.knows(task) and not task.done():  # an eager one has begun to run
                     starts_work = transition.boundary and is_work(getattr(task.get_coro(), "cr_code", None))
                     transition.inherit(task, None if starts_work else creator)
             task.add_done_callback(self._ended)
@@ -210,7 +239,7 @@ class Loops(Kind):
 
     def stop(self, transition: Transition) -> None:
         """Callbacks still under way see that the transition is over."""
-        self._loops = []
+        self._loops = {}
         self._transition = None
         for loop, before, ours in self._factories.values():
             if loop.get_task_factory() is ours:

@@ -202,7 +202,7 @@ def hook(transition: Transition) -> None:
                 code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
             )
             version.__kwdefaults__ = function.__kwdefaults__
-            hooked = trampoline.trampoline(code, _enterer(version), _never, _leaver(transition), exact=False)
+            hooked = trampoline.trampoline(code, _enterer(version), _never, bool, _leaver(transition), exact=False)
             _hooked.append((function, code, hooked))
             function.__code__ = hooked
 

@@ -55,6 +55,7 @@ class Greenlets(Kind):
     label = "greenlet"
 
     def __init__(self) -> None:
+        self._noticed: set[Any] = set()
         self._forget()
         self._eventlet: tuple[Any, Any] | None = None  # its class of greenlets, and how that makes one
 
@@ -119,6 +120,11 @@ class Greenlets(Kind):
         owners = self._owners() if found else {}
         return [greenlet for greenlet in found if id(greenlet) not in owners]
 
+    def notice(self, task: Hashable) -> None:
+        library = _library()
+        if library is not None and isinstance(task, library.greenlet):
+            self._noticed.add(task)
+
     def creator(self, task: Hashable) -> Hashable | None:
         library = _library()
         if library is None or not isinstance(task, library.greenlet):
@@ -133,14 +139,16 @@ class Greenlets(Kind):
         self._transition = transition
         if _library() is None:
             return
-        if any(map(_has_parts, transition.states)):
-            owners = self._owners()
-            for greenlet in self._survey():
+        if transition.labels & {asyncio.KIND.label, trio.KIND.label}:
+            found = self._survey()
+            owners = self._owners() if found else {}
+            for greenlet in found:
                 # Without an owner it may be part of any task: that will be known when it is seen in a chain.
                 transition.suspended.add(greenlet, owners.get(id(greenlet)))
         self._watch_eventlet()
 
     def stop(self, transition: Transition) -> None:
+        self._noticed = set()
         self._forget()
         if self._eventlet is not None:
             cls, init = self._eventlet
@@ -181,14 +189,15 @@ class Greenlets(Kind):
         if library is None:
             return
         kept: list[list[Stack]] = []
-        with switch_lock:
+        with transition.looking():
             if self._survey_is_due:
                 self._survey()
                 self._survey_is_due = False
-            known = [task for task in transition.states.copy() if isinstance(task, library.greenlet)]
+            known = list(self._noticed)
             for greenlet in known:
                 if greenlet.dead:
                     transition.forget(greenlet)
+                    self._noticed.discard(greenlet)
                 elif greenlet in transition.pending:
                     stacks = self._stacks(greenlet)
                     if stacks is None:
@@ -270,11 +279,6 @@ class Greenlets(Kind):
                 self._forget()
         del greenlets, kept
         return found
-
-
-def _has_parts(task: Hashable) -> bool:
-    """Whether greenlets may be part of this task."""
-    return any(kind.root(task) is not None for kind in (asyncio.KIND, trio.KIND))
 
 
 KIND = Greenlets()

@@ -38,6 +38,7 @@ class Threads(Kind):
     def __init__(self) -> None:
         self._transition: Transition | None = None
         self._starters: list[tuple[Any, str, Any, Any]] = []  # module, name, what was there, what is there now
+        self._idents: set[int] = set()  # of all that have a state, perhaps of some that ended
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
         return originals.get_ident
@@ -45,14 +46,20 @@ class Threads(Kind):
     def tasks(self) -> Iterable[int]:
         return list(sys._current_frames())
 
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+    def notice(self, task: Hashable) -> None:
+        if isinstance(task, int):
+            self._idents.add(task)
+
+    def finished(self) -> list[Hashable]:
         alive = sys._current_frames()
-        return [task for task in tasks if isinstance(task, int) and task not in alive]
+        ended = [ident for ident in self._idents if ident not in alive]
+        self._idents.difference_update(ended)
+        return list(ended)
 
     def inspect(self, transition: Transition) -> None:
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
         me = originals.get_ident()
-        with switch_lock:
+        with transition.looking():
             for ident in sys._current_frames():
                 if ident not in transition.pending:
                     continue
@@ -97,6 +104,7 @@ class Threads(Kind):
     def stop(self, transition: Transition) -> None:
         boundaries.unhook()
         self._transition = None
+        self._idents = set()
         while self._starters:
             module, name, before, ours = self._starters.pop()
             if getattr(module, name) is ours:  # else somebody came after us

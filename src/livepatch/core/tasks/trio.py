@@ -38,6 +38,7 @@ class Runs(Kind):
 
     def __init__(self) -> None:
         self._transition: Transition | None = None
+        self._noticed: set[Any] = set()
         self._scheduled: set[int] = set()  # runs with a callback under way
         self._spawn: tuple[Any, Any] | None = None  # the class of runs, and how that makes a task
 
@@ -68,6 +69,10 @@ class Runs(Kind):
         runs = [run for run in referrers(trio.Runner) if isinstance(run, trio.Runner)]
         return [task for run in runs for task in list(run.tasks) if frame_of(task.coro) is not None]
 
+    def notice(self, task: Hashable) -> None:
+        if self._is_task(task):
+            self._noticed.add(task)
+
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.coro) if self._is_task(task) else None  # type: ignore[attr-defined]
 
@@ -81,12 +86,12 @@ class Runs(Kind):
             return
         runs: dict[int, tuple[Any, list[Any]]] = {}
         with switch_lock:
-            for task in transition.states.copy():
-                if isinstance(task, trio.Task):
-                    if frame_of(task.coro) is None:
-                        transition.forget(task)
-                    elif task in transition.pending:
-                        runs.setdefault(id(task._runner), (task._runner, []))[1].append(task)
+            for task in list(self._noticed):
+                if frame_of(task.coro) is None:
+                    transition.forget(task)
+                    self._noticed.discard(task)
+                elif task in transition.pending:
+                    runs.setdefault(id(task._runner), (task._runner, []))[1].append(task)
         for run, tasks in runs.values():
             if id(run) not in self._scheduled:
                 self._schedule(trio, transition, run, tasks)
@@ -97,7 +102,7 @@ class Runs(Kind):
         def check() -> None:
             """Idle switching: runs in a task of its own while no other one of this run does."""
             deadline = originals.monotonic() + SLICE
-            with switch_lock:
+            with transition.looking():
                 if transition.over:
                     tasks.clear()
                 thread = originals.get_ident()
@@ -119,8 +124,6 @@ class Runs(Kind):
                 run.entry_queue.run_sync_soon(check)
             else:
                 scheduled.discard(id(run))
-                if not transition.over:
-                    transition.wake()
 
         scheduled.add(id(run))
         try:
@@ -153,6 +156,7 @@ class Runs(Kind):
     def stop(self, transition: Transition) -> None:
         """Callbacks still under way see that the transition is over."""
         self._transition = None
+        self._noticed = set()
         if self._spawn is not None:
             cls, spawn = self._spawn
             cls.spawn_impl = spawn
