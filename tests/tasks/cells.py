@@ -34,8 +34,9 @@ TASKS = """
 import target
 async def nothing():
     pass
-async def thrice(gate):
+async def thrice(gate, breathe):
     first = await target.f(gate.wait)
+    await breathe()
     second = await target.f(nothing)
     return first, second, await target.f(nothing)
 async def outside(gate, spawn, children):
@@ -146,7 +147,7 @@ async def disable(stage):
 
 
 async def blocked(stage):
-    gate, handle = await stage.blocked(stage.tasks.thrice)
+    gate, handle = await stage.blocked(stage.tasks.thrice, stage.world.sleep)
     for _ in range(20):
         await result(stage.world.sleep())
     assert stage.lp.patches()[0].transition
@@ -159,7 +160,7 @@ async def blocked(stage):
 
 
 async def unblocked(stage):
-    gate, handle = await stage.blocked(stage.tasks.thrice)
+    gate, handle = await stage.blocked(stage.tasks.thrice, stage.world.sleep)
     assert await stage.call() == stage.newcomer(NEW), "who is not held has moved"
     gate.set()
     first, second, third = await stage.join(handle)
@@ -171,7 +172,7 @@ async def unblocked(stage):
 
 
 async def reverse(stage):
-    gate, handle = await stage.blocked(stage.tasks.thrice)
+    gate, handle = await stage.blocked(stage.tasks.thrice, stage.world.sleep)
     for _ in range(3):
         stage.lp.write_enabled("p", 0)
         stage.lp.write_enabled("p", 1)
@@ -185,7 +186,7 @@ async def reverse(stage):
 
 
 async def force(stage):
-    gate, handle = await stage.blocked(stage.tasks.thrice)
+    gate, handle = await stage.blocked(stage.tasks.thrice, stage.world.sleep)
     stage.lp.force_transition("p")
     await stage.settled()
     gate.set()
@@ -197,7 +198,7 @@ async def force(stage):
 async def inherit(stage):
     children: list = []
     # Who has moved has children that have.
-    gate, handle = await stage.blocked(stage.tasks.thrice)
+    gate, handle = await stage.blocked(stage.tasks.thrice, stage.world.sleep)
     end = stage.world.gate()
     moved = stage.spawn(stage.tasks.outside, end, stage.world.spawn, children)
     await stage.until(lambda: children, "the child of one who has moved")
@@ -220,7 +221,7 @@ async def inherit(stage):
     # A child may have been looked at before its first call, and moved. No worker is anybody's child.
     assert OLD in seen or stage.world.state_of == "worker", seen
     assert seen <= {OLD, NEW}
-    assert await stage.call() == stage.newcomer(NEW)
+    assert stage.world.state_of == "worker" or await stage.call() == stage.newcomer(NEW)
     end.set()
     assert await stage.join(parent) == OLD
 

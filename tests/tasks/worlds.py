@@ -216,6 +216,11 @@ class ToThread(Asyncio):
             return asyncio.ensure_future(asyncio.to_thread(function, *args))
         return self._loop.run_in_executor(None, function, *args)  # only its result is asked for elsewhere
 
+    def sleep(self, seconds=0.001):
+        import asyncio
+
+        return (asyncio if threading.current_thread() is threading.main_thread() else time).sleep(seconds)
+
     def gate(self):
         return threading.Event()
 

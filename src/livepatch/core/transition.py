@@ -65,6 +65,11 @@ switch_lock = originals.RLock()
 exempt_threads: set[int] = set()
 
 
+#: Seconds for which a task that could not move does not look again. It moves that much later at worst, and a call that
+#: is made often, from within one to be left, does not walk the stack every time.
+REST = 0.0002
+
+
 class World(set[Hashable]):
     """The tasks that are in one state, within one transition."""
 
@@ -211,8 +216,8 @@ class Transition:
         self.ahead = False  # there is such a frame
         #: Ordinary calls under way in the version to be left, by task; another dict for every direction.
         self.calls: dict[Hashable, int] = {}
-        #: Tasks that looked when they returned from an outermost call and could not move: they do so once a round.
-        self._held: set[Hashable] = set()
+        #: When tasks may look again that could not move when they returned from an outermost call.
+        self._held: dict[Hashable, float] = {}
         self.suspended = Suspended()
         self.footprint = Footprint()
         self.over = False  # every task has moved
@@ -317,7 +322,8 @@ class Transition:
             calls[task] = left
             return False
         calls.pop(task, None)
-        return task not in self._held
+        until = self._held.get(task)
+        return until is None or originals.monotonic() > until
 
     def exit(self, token: Token, frame: FrameType | None) -> None:
         """The second half: look, and move."""
@@ -327,7 +333,7 @@ class Transition:
             if not self.over and calls is self.calls and task == self.current():
                 if not self.boundary:
                     self._exit(task, frame)
-                self._held.add(task)
+                self._held[task] = originals.monotonic() + REST
 
     def update(self, frame: FrameType | None) -> None:
         """The running task, whose innermost frame of its own is `frame`, asks to be moved."""
@@ -425,7 +431,7 @@ class Transition:
     def _start(self) -> list[object]:
         self.footprint = self._footprint(self.goal.state)
         kept = self.suspended.start(self.footprint)
-        self.calls, self._held = {}, set()
+        self.calls, self._held = {}, {}
         self.target = self.goal
         self.rounds = 0
         self._renew_fast()
@@ -482,7 +488,6 @@ class Transition:
 
     def try_complete(self) -> bool:
         """One round. True when every task has moved; whoever asks from now on gets the target's version."""
-        self._held.clear()
         for kind in self.kinds:
             kind.inspect(self)
         kept: list[object] = []
@@ -505,7 +510,7 @@ class Transition:
         """A task has ended. The caller holds the lock, and a reference for as long as it does."""
         self.goal.discard(task)
         self.calls.pop(task, None)
-        self._held.discard(task)
+        self._held.pop(task, None)
         self.suspended.disown(task)
         if task in self.initial:
             self.initial.discard(task)
@@ -526,7 +531,7 @@ class Transition:
         for kind in self.kinds:
             kind.stop(self)
         self.gone = True
-        self.calls, self._held = {}, set()
+        self.calls, self._held = {}, {}
         # These know code objects, trampolines too, which know this transition: the collector cannot see such a cycle.
         self.suspended = Suspended()
         self.footprint = Footprint()

@@ -51,8 +51,10 @@ class Threads(Kind):
             self._idents.add(task)
 
     def finished(self) -> list[Hashable]:
-        alive = sys._current_frames()
-        ended = [ident for ident in self._idents if ident not in alive]
+        # One that was just started is not there either, before its first line: it keeps the state of its creator. If that
+        # has not moved, nothing is lost, since who is unknown begins there.
+        alive, pending = sys._current_frames(), self._transition.pending if self._transition is not None else ()
+        ended = [ident for ident in self._idents if ident not in alive and ident in pending]
         self._idents.difference_update(ended)
         return list(ended)
 
@@ -91,8 +93,8 @@ class Threads(Kind):
             transition = self._transition
             if transition is None:  # somebody has kept this function
                 return starter(*args, **kwargs)
-            # The lock keeps the new thread out of its first trampoline until its state is written.
-            with switch_lock:
+            # This keeps the new thread in its first trampoline until its state is written.
+            with transition.looking():
                 started = starter(*args, **kwargs)
                 ident = cpython.thread_ident(started, kwargs)
                 if ident is not None:
