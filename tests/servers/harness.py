@@ -174,10 +174,12 @@ class Server:
 
 
 def _is_python(pid: int) -> bool:
+    """A Python of the server's own: multiprocessing has one that only counts resources."""
     try:
-        return examine(pid).python is not None
+        process = examine(pid)
     except LivepatchError:
         return False
+    return process.python is not None and "resource_tracker" not in process.title
 
 
 def eventually(condition: Callable[[], object], otherwise: str) -> None:
@@ -318,11 +320,11 @@ def visited(server: Server, processes: int, make: Callable[[], Customer], count:
 
     def serves() -> bool:
         assert server.process.poll() is None, f"the server ended:\n{server.said()}"
-        with closing(make()) as first:
-            try:
+        try:
+            with closing(make()) as first:
                 return bool(list(first.ask()))
-            except OSError:
-                return False
+        except OSError:
+            return False
 
     eventually(serves, "the server did not begin to serve")
     server.wait_until_prepared(processes)

@@ -1,12 +1,25 @@
 """Servers that people use, under load, while a patch of the application goes in and out: nobody notices."""
 
+import json
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.servers.harness import Customers, History, Server, Visitor, patch_by_hand, patch_from_source, visited
+from tests.servers.harness import (
+    PATIENCE,
+    Answer,
+    Customers,
+    History,
+    Server,
+    Visitor,
+    patch_by_hand,
+    patch_from_source,
+    visited,
+)
 
 
 class Way(NamedTuple):
@@ -19,35 +32,86 @@ class Way(NamedTuple):
     #: Connections are kept for the next request.
     keeps: bool = True
     urls: tuple[str, ...] = ("/",)
+    fast: bool = False
 
 
 UVICORN = "uvicorn --uds {socket} --no-access-log --lifespan on"
 GUNICORN = "gunicorn --bind unix:{socket} --no-control-socket"
 
 WAYS = {
-    "uvicorn-h11": Way(f"{UVICORN} --http h11 --loop asyncio app:asgi"),
+    "uvicorn-h11": Way(f"{UVICORN} --http h11 --loop asyncio app:asgi", fast=True),
     "uvicorn-httptools": Way(f"{UVICORN} --http httptools --loop uvloop app:asgi"),
-    "hypercorn": Way("hypercorn --bind unix:{socket} --workers 0 app:asgi"),
+    "uvicorn-workers": Way(f"{UVICORN} --workers 2 app:asgi", workers=2, supervised=True),
+    "hypercorn": Way("hypercorn --bind unix:{socket} --workers 0 app:asgi", fast=True),
+    "hypercorn-trio": Way("hypercorn --bind unix:{socket} --workers 0 --worker-class trio trio_site:asgi"),
+    "hypercorn-wsgi": Way("hypercorn --bind unix:{socket} --workers 0 app:wsgi"),
     "gunicorn-sync": Way(f"{GUNICORN} --workers 2 app:wsgi", workers=2, supervised=True, keeps=False),
-    "gunicorn-gthread": Way(f"{GUNICORN} --worker-class gthread --threads 4 app:wsgi", supervised=True),
-    "waitress": Way("waitress-serve --unix-socket={socket} --threads 4 app:wsgi"),
+    "gunicorn-gthread": Way(f"{GUNICORN} --worker-class gthread --threads 4 app:wsgi", supervised=True, fast=True),
+    "gunicorn-gevent": Way(f"{GUNICORN} --worker-class gevent app:wsgi", supervised=True),
+    "gunicorn-asgi": Way(f"{GUNICORN} --worker-class asgi app:asgi", supervised=True),
+    "waitress": Way("waitress-serve --unix-socket={socket} --threads 4 app:wsgi", fast=True),
     # werkzeug's server closes every connection by itself.
     "flask": Way("flask --app flask_site:site run --host unix://{socket}", keeps=False),
     "django-wsgi": Way(f"{GUNICORN} --worker-class gthread --threads 4 django_site:wsgi", supervised=True),
     "django-asgi": Way("uvicorn --uds {socket} --no-access-log --lifespan off django_site:asgi", urls=("/", "/later")),
 }
 
+#: Half of them also where time is short.
+every_way = pytest.mark.parametrize(
+    "way", [pytest.param(way, id=name, marks=[] if way.fast else pytest.mark.slow) for name, way in WAYS.items()]
+)
+
+
+class Pipeline:
+    """A client that sends its next request before it has read the answer to the last one, as HTTP/1.1 allows.
+
+    The server then begins a request while it ends the one before, in the same task.
+    """
+
+    opened = 1
+
+    def __init__(self, server: Server, urls: tuple[str, ...] = ("/",)) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        try:
+            self.sock.connect(str(server.socket))
+        except OSError:
+            self.sock.close()
+            raise
+        self.lines = self.sock.makefile("rb")
+        self.asked = [self.send(), self.send()]
+
+    def send(self) -> float:
+        self.sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return time.monotonic()
+
+    def ask(self) -> Iterator[Answer]:
+        self.asked.append(self.send())
+        yield self.receive()
+
+    def receive(self) -> Answer:
+        assert b" 200 " in self.lines.readline()
+        while (header := self.lines.readline().lower()) != b"\r\n":
+            if header.startswith(b"content-length:"):
+                length = int(header.partition(b":")[2])
+        return Answer(self.asked.pop(0), time.monotonic(), **json.loads(self.lines.read(length)))
+
+    def close(self) -> None:
+        with self.sock, self.lines:
+            while self.asked:
+                self.receive()
+
 
 @contextmanager
-def served(way: Way) -> Iterator[tuple[list[int], Customers]]:
+def served(way: Way, visitor: type[Visitor] | type[Pipeline] = Visitor) -> Iterator[tuple[list[int], Customers]]:
     """The processes that have the application, and customers of theirs."""
     count = way.workers + way.supervised
-    with Server(way.command.split()) as server, visited(server, count, lambda: Visitor(server, way.urls)) as customers:
+    with Server(way.command.split()) as server, visited(server, count, lambda: visitor(server, way.urls)) as customers:
         yield server.pids()[way.supervised :], customers
     assert "Traceback" not in server.complaints
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@every_way
 def test_nobody_notices_a_patch(way: Way, tmp_path: Path) -> None:
     with served(way) as (pids, customers):
         history = History(pids, patch_from_source(tmp_path), customers)
@@ -55,7 +119,7 @@ def test_nobody_notices_a_patch(way: Way, tmp_path: Path) -> None:
     history.check(kept=way.keeps)
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@every_way
 def test_a_request_ends_as_it_began(way: Way, tmp_path: Path) -> None:
     patch = patch_by_hand(tmp_path, options='consistency="boundary"')
     with served(way) as (pids, customers):
@@ -64,6 +128,7 @@ def test_a_request_ends_as_it_began(way: Way, tmp_path: Path) -> None:
     history.check(kept=way.keeps, boundary=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "uvicorn-h11"])
 def test_the_naive_exchange_tears_answers(name: str, tmp_path: Path) -> None:
     """What `immediate` does is what everybody would do first: exchange the code. The same customers notice."""
@@ -78,6 +143,7 @@ def test_the_naive_exchange_tears_answers(name: str, tmp_path: Path) -> None:
     assert any(answer.torn for answer in customers.answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "uvicorn-h11"])
 def test_with_the_usual_model_a_request_may_move_in_the_middle(name: str, tmp_path: Path) -> None:
     """Between two calls, never within one; else `test_a_request_ends_as_it_began` would show nothing."""
@@ -89,3 +155,15 @@ def test_with_the_usual_model_a_request_may_move_in_the_middle(name: str, tmp_pa
                 break
     history.check(kept=True)
     assert any(answer.mixed for answer in customers.answers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("consistency", ["stack", "boundary"])
+@pytest.mark.parametrize("name", ["uvicorn-h11", "uvicorn-httptools", "hypercorn", "gunicorn-asgi", "waitress"])
+def test_pipelined_requests_do_not_hold_a_patch_up(name: str, consistency: str, tmp_path: Path) -> None:
+    """Each is born in the middle of the one before, and a new one is there before the last one ends."""
+    patch = patch_by_hand(tmp_path, options=f'consistency="{consistency}"')
+    with served(WAYS[name], Pipeline) as (pids, customers):
+        history = History(pids, patch, customers)
+        history.go(2)
+    history.check(kept=True, boundary=consistency == "boundary")
