@@ -107,7 +107,7 @@ class Server:
         self.socket = self.folder / "socket"
         self.log = self.folder / "log"
         # Console scripts, as people type them, of the environment that runs the tests.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = f"{Path(sys.executable).absolute().parent}{os.pathsep}{os.environ['PATH']}"
         prepared = [sys.executable, "-m", "livepatch", "run", "--"]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

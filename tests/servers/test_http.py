@@ -1,6 +1,8 @@
 """Servers that people use, under load, while a patch of the application goes in and out: nobody notices."""
 
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -10,12 +12,14 @@ from typing import NamedTuple
 
 import pytest
 from tests.servers.harness import (
+    ENOUGH,
     PATIENCE,
     Answer,
     Customers,
     History,
     Server,
     Visitor,
+    eventually,
     patch_by_hand,
     patch_from_source,
     visited,
@@ -35,7 +39,7 @@ class Way(NamedTuple):
     fast: bool = False
 
 
-UVICORN = "uvicorn --uds {socket} --no-access-log --lifespan on"
+UVICORN = "uvicorn --uds {socket} --no-access-log"
 GUNICORN = "gunicorn --bind unix:{socket} --no-control-socket"
 
 WAYS = {
@@ -167,3 +171,26 @@ def test_pipelined_requests_do_not_hold_a_patch_up(name: str, consistency: str, 
         history = History(pids, patch, customers)
         history.go(2)
     history.check(kept=True, boundary=consistency == "boundary")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_forked_from_a_patched_process_has_the_patch(tmp_path: Path) -> None:
+    """With --preload the application is in the process that forks the workers."""
+    way = Way(f"{GUNICORN} --preload --workers 1 app:wsgi", supervised=True, keeps=False)
+    patch = patch_from_source(tmp_path)
+    with (
+        Server(way.command.split()) as server,
+        visited(server, 2, lambda: Visitor(server)) as customers,
+    ):
+        first = History(server.pids(), patch, customers)
+        first.load()
+        os.kill(server.pids()[0], signal.SIGTTIN)  # one worker more
+        eventually(lambda: len({answer.pid for answer in customers.answers}) == 2, "the new worker had nothing to do")
+        born = History(server.wait_until_prepared(3), patch, customers)
+        born.spans.append(("new", *customers.ask_on(ENOUGH)))
+        born.disable()
+        born.go(2)
+    born.check(kept=False)
+    (second,) = {answer.pid for answer in customers.answers} - set(first.pids)
+    answers = [answer for answer in customers.answers if answer.pid == second]
+    assert answers[0].edges == ["new", "new"]
