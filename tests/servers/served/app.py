@@ -67,6 +67,15 @@ def serving(sleep):
 asgi = serving(asyncio.sleep)
 
 
+async def crossing(scope, receive, send):
+    """A request that does a part of its work in a thread of a pool."""
+    first, chain = work.edge(), await asyncio.to_thread(work.answer)
+    body = report([first, await asyncio.to_thread(work.edge)], chain)
+    named = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": named})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def lifespan(receive, send):
     """Suspended here, in the application, from the first to the last moment of the server."""
     while (message := await receive())["type"] != "lifespan.shutdown":
