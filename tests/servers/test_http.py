@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from tests.servers.harness import (
     ENOUGH,
     PATIENCE,
     Answer,
+    Customer,
     Customers,
     History,
     Server,
@@ -107,10 +108,12 @@ class Pipeline:
 
 
 @contextmanager
-def served(way: Way, visitor: type[Visitor] | type[Pipeline] = Visitor) -> Iterator[tuple[list[int], Customers]]:
+def served(
+    way: Way, make: Callable[[Server, tuple[str, ...]], Customer] = Visitor
+) -> Iterator[tuple[list[int], Customers]]:
     """The processes that have the application, and customers of theirs."""
     count = way.workers + way.supervised
-    with Server(way.command.split()) as server, visited(server, count, lambda: visitor(server, way.urls)) as customers:
+    with Server(way.command.split()) as server, visited(server, count, lambda: make(server, way.urls)) as customers:
         yield server.pids()[way.supervised :], customers
     assert "Traceback" not in server.complaints
 

@@ -52,6 +52,8 @@ def serving(sleep):
     async def serve(scope, receive, send):
         if scope["type"] == "lifespan":
             return await lifespan(receive, send)
+        if scope["type"] == "websocket":
+            return await talk(receive, send, sleep)
         first, chain = work.edge(), await work.answer_later(sleep)
         named = [(name.lower().encode(), value.encode()) for name, value in headers(first, chain)]
         await send({"type": "http.response.start", "status": 200, "headers": named})
@@ -74,6 +76,14 @@ async def crossing(scope, receive, send):
     named = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": named})
     await send({"type": "http.response.body", "body": body})
+
+
+async def talk(receive, send, sleep):
+    """Each message is answered as a request is; between two of them the task is suspended here."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        await send({"type": "websocket.send", "bytes": await answer_later(sleep)})
 
 
 async def lifespan(receive, send):
