@@ -68,6 +68,7 @@ _WORKS: _Names = {
 #: What waits for the next piece of work.
 _WORKERS: _Names = {
     "asyncio.base_events": ("BaseEventLoop.run_forever",),
+    "asyncio.runners": ("Runner.run",),  # uvloop's loop has no frame of its own
     "celery.worker.loops": ("asynloop", "synloop"),
     "cheroot.server": ("HTTPServer.serve",),
     "cheroot.workers.threadpool": ("WorkerThread._process_connections_until_interrupted", "WorkerThread.run"),
