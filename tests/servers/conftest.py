@@ -1,4 +1,4 @@
-"""Redis, the broker of the Celery workers: a server of the tests' own, behind a Unix socket."""
+"""The patch, built once, and Redis, the broker of the Celery workers: a server of the tests' own on a Unix socket."""
 
 import shutil
 import subprocess
@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.servers.harness import eventually
+from tests.servers.harness import eventually, patch_from_source
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive that changes every function of the application."""
+    return patch_from_source(tmp_path_factory.mktemp("patch"))
 
 
 @pytest.fixture(scope="session")

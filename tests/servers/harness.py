@@ -275,6 +275,7 @@ class History:
         self.pids = pids
         self.patch = patch
         self.customers = customers
+        self.begun = time.monotonic()
         self.spans: list[tuple[str, float, float]] = []
 
     def go(self, cycles: int) -> None:
@@ -296,7 +297,7 @@ class History:
 
     def check(self, *, kept: bool, boundary: bool = False) -> None:
         """Hold what the customers saw against what was promised."""
-        answers = self.customers.answers
+        answers = [answer for answer in self.customers.answers if answer.asked >= self.begun]
         assert not self.customers.failed
         assert not [answer for answer in answers if answer.torn]
         if boundary:
@@ -315,7 +316,7 @@ def _command(*words: object) -> None:
 
 
 @contextmanager
-def visited(server: Server, processes: int, make: Callable[[], Customer], count: int = 4) -> Iterator[Customers]:
+def visited(server: Server, make: Callable[[], Customer], *, processes: int, count: int = 4) -> Iterator[Customers]:
     """Customers of a server that has begun to serve, with so many processes."""
 
     def serves() -> bool:

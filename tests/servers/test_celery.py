@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import celery
 import pytest
@@ -19,9 +20,10 @@ from tests.servers.harness import (
     History,
     Server,
     patch_by_hand,
-    patch_from_source,
     visited,
 )
+
+pytestmark = pytest.mark.slow
 
 QUIET = "--without-gossip --without-mingle --without-heartbeat --loglevel WARNING"
 
@@ -53,30 +55,40 @@ class Principal:
         self.app.close()
 
 
-@contextmanager
-def working(pool: str, redis: str) -> Iterator[tuple[list[int], Customers]]:
-    """The processes of a worker, and a principal who always has jobs for it."""
-    command, processes = POOLS[pool]
+class Pool(NamedTuple):
+    """A running worker."""
+
+    server: Server
+    processes: int
+    redis: str
+    queue: str
+
+    @contextmanager
+    def visited(self) -> Iterator[Customers]:
+        with visited(
+            self.server, lambda: Principal(self.redis, self.queue), processes=self.processes, count=1
+        ) as customers:
+            yield customers
+
+
+@pytest.fixture(scope="module", params=POOLS)
+def pool(request: pytest.FixtureRequest, redis: str) -> Iterator[Pool]:
+    command, processes = POOLS[request.param]
     queue = uuid.uuid4().hex
-    with (
-        Server([*command.split(), "--queues", queue], JOBS_BROKER=redis, JOBS_RESULTS=redis) as server,
-        visited(server, processes, lambda: Principal(redis, queue), count=1) as customers,
-    ):
-        yield server.pids(), customers
+    with Server([*command.split(), "--queues", queue], JOBS_BROKER=redis, JOBS_RESULTS=redis) as server:
+        yield Pool(server, processes, redis, queue)
     assert "Traceback" not in server.complaints
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_no_job_notices_a_patch(pool: str, redis: str, tmp_path: Path) -> None:
-    with working(pool, redis) as (pids, customers):
-        history = History(pids, patch_from_source(tmp_path), customers)
+def test_no_job_notices_a_patch(pool: Pool, built: Path) -> None:
+    with pool.visited() as customers:
+        history = History(pool.server.pids(), built, customers)
         history.go(3)
     history.check(kept=True)
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_job_ends_as_it_began(pool: str, redis: str, tmp_path: Path) -> None:
-    with working(pool, redis) as (pids, customers):
-        history = History(pids, patch_by_hand(tmp_path, options='consistency="boundary"'), customers)
-        history.go(3)
+def test_a_job_ends_as_it_began(pool: Pool, tmp_path: Path) -> None:
+    with pool.visited() as customers:
+        history = History(pool.server.pids(), patch_by_hand(tmp_path, options='consistency="boundary"'), customers)
+        history.go(2)
     history.check(kept=True, boundary=True)

@@ -8,15 +8,15 @@ from tests.servers.test_http import UVICORN, WAYS, Way, served
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("site", ["asyncio", "django"])
-def test_a_request_that_crosses_threads_ends_as_it_began(site: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", ["asyncio", "django"])
+def test_a_request_that_crosses_threads_ends_as_it_began(library: str, tmp_path: Path) -> None:
     """The thread is another task, and may have moved already."""
-    if site == "asyncio":
+    if library == "asyncio":
         way = Way(f"{UVICORN} --lifespan off app:crossing")
     else:
         way = WAYS["django-asgi"]._replace(urls=("/crossing",))
     patch = patch_by_hand(tmp_path, options='consistency="boundary"')
-    with served(way) as (pids, customers):
-        history = History(pids, patch, customers)
+    with served(way) as site, site.visited() as customers:
+        history = History(site.pids(), patch, customers)
         history.go(10)
     history.check(kept=True, boundary=True)

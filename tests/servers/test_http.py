@@ -22,7 +22,6 @@ from tests.servers.harness import (
     Visitor,
     eventually,
     patch_by_hand,
-    patch_from_source,
     visited,
 )
 
@@ -37,34 +36,30 @@ class Way(NamedTuple):
     #: Connections are kept for the next request.
     keeps: bool = True
     urls: tuple[str, ...] = ("/",)
-    fast: bool = False
+    #: Some of them are tested also where time is short.
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.slow,)
 
 
 UVICORN = "uvicorn --uds {socket} --no-access-log"
 GUNICORN = "gunicorn --bind unix:{socket} --no-control-socket"
 
 WAYS = {
-    "uvicorn-h11": Way(f"{UVICORN} --http h11 --loop asyncio app:asgi", fast=True),
+    "uvicorn-h11": Way(f"{UVICORN} --http h11 --loop asyncio app:asgi", marks=()),
     "uvicorn-httptools": Way(f"{UVICORN} --http httptools --loop uvloop app:asgi"),
     "uvicorn-workers": Way(f"{UVICORN} --workers 2 app:asgi", workers=2, supervised=True),
-    "hypercorn": Way("hypercorn --bind unix:{socket} --workers 0 app:asgi", fast=True),
+    "hypercorn": Way("hypercorn --bind unix:{socket} --workers 0 app:asgi", marks=()),
     "hypercorn-trio": Way("hypercorn --bind unix:{socket} --workers 0 --worker-class trio trio_site:asgi"),
     "hypercorn-wsgi": Way("hypercorn --bind unix:{socket} --workers 0 app:wsgi"),
     "gunicorn-sync": Way(f"{GUNICORN} --workers 2 app:wsgi", workers=2, supervised=True, keeps=False),
-    "gunicorn-gthread": Way(f"{GUNICORN} --worker-class gthread --threads 4 app:wsgi", supervised=True, fast=True),
+    "gunicorn-gthread": Way(f"{GUNICORN} --worker-class gthread --threads 4 app:wsgi", supervised=True, marks=()),
     "gunicorn-gevent": Way(f"{GUNICORN} --worker-class gevent app:wsgi", supervised=True),
     "gunicorn-asgi": Way(f"{GUNICORN} --worker-class asgi app:asgi", supervised=True),
-    "waitress": Way("waitress-serve --unix-socket={socket} --threads 4 app:wsgi", fast=True),
+    "waitress": Way("waitress-serve --unix-socket={socket} --threads 4 app:wsgi", marks=()),
     # werkzeug's server closes every connection by itself.
     "flask": Way("flask --app flask_site:site run --host unix://{socket}", keeps=False),
     "django-wsgi": Way(f"{GUNICORN} --worker-class gthread --threads 4 django_site:wsgi", supervised=True),
     "django-asgi": Way("uvicorn --uds {socket} --no-access-log --lifespan off django_site:asgi", urls=("/", "/later")),
 }
-
-#: Half of them also where time is short.
-every_way = pytest.mark.parametrize(
-    "way", [pytest.param(way, id=name, marks=[] if way.fast else pytest.mark.slow) for name, way in WAYS.items()]
-)
 
 
 class Pipeline:
@@ -107,32 +102,49 @@ class Pipeline:
                 self.receive()
 
 
+class Site(NamedTuple):
+    """A running server."""
+
+    way: Way
+    server: Server
+
+    @contextmanager
+    def visited(self, make: Callable[[Server, tuple[str, ...]], Customer] = Visitor) -> Iterator[Customers]:
+        count = self.way.workers + self.way.supervised
+        with visited(self.server, lambda: make(self.server, self.way.urls), processes=count) as customers:
+            yield customers
+
+    def pids(self) -> list[int]:
+        """The processes that have the application."""
+        return self.server.pids()[self.way.supervised :]
+
+
 @contextmanager
-def served(
-    way: Way, make: Callable[[Server, tuple[str, ...]], Customer] = Visitor
-) -> Iterator[tuple[list[int], Customers]]:
-    """The processes that have the application, and customers of theirs."""
-    count = way.workers + way.supervised
-    with Server(way.command.split()) as server, visited(server, count, lambda: make(server, way.urls)) as customers:
-        yield server.pids()[way.supervised :], customers
+def served(way: Way) -> Iterator[Site]:
+    with Server(way.command.split()) as server:
+        yield Site(way, server)
     assert "Traceback" not in server.complaints
 
 
-@every_way
-def test_nobody_notices_a_patch(way: Way, tmp_path: Path) -> None:
-    with served(way) as (pids, customers):
-        history = History(pids, patch_from_source(tmp_path), customers)
+@pytest.fixture(scope="module", params=[pytest.param(way, id=name, marks=way.marks) for name, way in WAYS.items()])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with served(request.param) as found:
+        yield found
+
+
+def test_nobody_notices_a_patch(site: Site, built: Path) -> None:
+    with site.visited() as customers:
+        history = History(site.pids(), built, customers)
         history.go(3)
-    history.check(kept=way.keeps)
+    history.check(kept=site.way.keeps)
 
 
-@every_way
-def test_a_request_ends_as_it_began(way: Way, tmp_path: Path) -> None:
+def test_a_request_ends_as_it_began(site: Site, tmp_path: Path) -> None:
     patch = patch_by_hand(tmp_path, options='consistency="boundary"')
-    with served(way) as (pids, customers):
-        history = History(pids, patch, customers)
-        history.go(3)
-    history.check(kept=way.keeps, boundary=True)
+    with site.visited() as customers:
+        history = History(site.pids(), patch, customers)
+        history.go(2)
+    history.check(kept=site.way.keeps, boundary=True)
 
 
 @pytest.mark.slow
@@ -140,8 +152,8 @@ def test_a_request_ends_as_it_began(way: Way, tmp_path: Path) -> None:
 def test_the_naive_exchange_tears_answers(name: str, tmp_path: Path) -> None:
     """What `immediate` does is what everybody would do first: exchange the code. The same customers notice."""
     patch = patch_by_hand(tmp_path, options="immediate=True")
-    with served(WAYS[name]) as (pids, customers):
-        history = History(pids, patch, customers)
+    with served(WAYS[name]) as site, site.visited() as customers:
+        history = History(site.pids(), patch, customers)
         for _ in range(50):
             history.go(1)
             if any(answer.torn for answer in customers.answers):
@@ -154,8 +166,8 @@ def test_the_naive_exchange_tears_answers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gunicorn-gthread", "uvicorn-h11"])
 def test_with_the_usual_model_a_request_may_move_in_the_middle(name: str, tmp_path: Path) -> None:
     """Between two calls, never within one; else `test_a_request_ends_as_it_began` would show nothing."""
-    with served(WAYS[name]) as (pids, customers):
-        history = History(pids, patch_by_hand(tmp_path), customers)
+    with served(WAYS[name]) as site, site.visited() as customers:
+        history = History(site.pids(), patch_by_hand(tmp_path), customers)
         for _ in range(50):
             history.go(1)
             if any(answer.mixed for answer in customers.answers):
@@ -165,35 +177,31 @@ def test_with_the_usual_model_a_request_may_move_in_the_middle(name: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("consistency", ["stack", "boundary"])
 @pytest.mark.parametrize("name", ["uvicorn-h11", "uvicorn-httptools", "hypercorn", "gunicorn-asgi", "waitress"])
-def test_pipelined_requests_do_not_hold_a_patch_up(name: str, consistency: str, tmp_path: Path) -> None:
+def test_pipelined_requests_do_not_hold_a_patch_up(name: str, built: Path, tmp_path: Path) -> None:
     """Each is born in the middle of the one before, and a new one is there before the last one ends."""
-    patch = patch_by_hand(tmp_path, options=f'consistency="{consistency}"')
-    with served(WAYS[name], Pipeline) as (pids, customers):
-        history = History(pids, patch, customers)
-        history.go(2)
-    history.check(kept=True, boundary=consistency == "boundary")
+    with served(WAYS[name]) as site, site.visited(Pipeline) as customers:
+        usual = History(site.pids(), built, customers)
+        usual.go(2)
+        strict = History(site.pids(), patch_by_hand(tmp_path, options='consistency="boundary"'), customers)
+        strict.go(2)
+    usual.check(kept=True)
+    strict.check(kept=True, boundary=True)
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_forked_from_a_patched_process_has_the_patch(tmp_path: Path) -> None:
+def test_a_worker_that_is_forked_from_a_patched_process_has_the_patch(built: Path) -> None:
     """With --preload the application is in the process that forks the workers."""
-    way = Way(f"{GUNICORN} --preload --workers 1 app:wsgi", supervised=True, keeps=False)
-    patch = patch_from_source(tmp_path)
-    with (
-        Server(way.command.split()) as server,
-        visited(server, 2, lambda: Visitor(server)) as customers,
-    ):
-        first = History(server.pids(), patch, customers)
+    way = Way(f"{GUNICORN} --preload --workers 1 app:wsgi", workers=2, keeps=False)
+    with served(way) as site, site.visited() as customers:
+        first = History(site.pids(), built, customers)
         first.load()
-        os.kill(server.pids()[0], signal.SIGTTIN)  # one worker more
+        os.kill(site.server.process.pid, signal.SIGTTIN)  # one worker more
         eventually(lambda: len({answer.pid for answer in customers.answers}) == 2, "the new worker had nothing to do")
-        born = History(server.wait_until_prepared(3), patch, customers)
-        born.spans.append(("new", *customers.ask_on(ENOUGH)))
-        born.disable()
-        born.go(2)
-    born.check(kept=False)
+        both = History(site.server.wait_until_prepared(3), built, customers)
+        both.spans.append(("new", *customers.ask_on(ENOUGH)))
+        both.disable()
+        both.go(2)
+    both.check(kept=False)
     (second,) = {answer.pid for answer in customers.answers} - set(first.pids)
-    answers = [answer for answer in customers.answers if answer.pid == second]
-    assert answers[0].edges == ["new", "new"]
+    assert next(answer for answer in customers.answers if answer.pid == second).edges == ["new", "new"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.servers.harness import PATIENCE, Answer, History, Server, livepatch, patch_by_hand, patch_from_source
+from tests.servers.harness import ENOUGH, PATIENCE, Answer, History, Server, livepatch, patch_by_hand
 from tests.servers.test_http import UVICORN, WAYS, Way, served
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Message, Request, TextMessage
@@ -63,23 +63,16 @@ class Talker:
 
 
 @pytest.mark.parametrize("server", WS)
-def test_open_websockets_get_the_patch(server: str, tmp_path: Path) -> None:
-    with served(WS[server], Talker) as (pids, customers):
-        history = History(pids, patch_from_source(tmp_path), customers)
-        history.go(3)
-    history.check(kept=True)
-
-
-@pytest.mark.parametrize("server", WS)
-def test_an_open_websocket_is_one_piece_of_work(
-    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """So with `consistency="boundary"` it holds the patch up, and the command says so and takes it back."""
+def test_open_websockets(server: str, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They get the patch between two calls of what it changes. To `consistency="boundary"` a connection is one piece
+    of work, so that it holds the patch up, and the command says so and takes it back.
+    """
     patch = patch_by_hand(tmp_path, options='consistency="boundary"')
-    with served(WS[server], Talker) as ((pid,), customers):
+    with served(WS[server]) as site, site.visited(Talker) as customers:
+        history = History(site.pids(), built, customers)
+        history.go(3)
         capsys.readouterr()
-        assert livepatch(["load", str(patch), "--pid", str(pid), "--timeout", "0.5"]) == 3
+        assert livepatch(["load", str(patch), "--pid", str(site.pids()[0]), "--timeout", "0.5"]) == 3
         assert "asyncio Task-" in capsys.readouterr().err
-        history = History([pid], patch, customers)
-        history.spans.append(("old", *customers.ask_on(12)))
-    history.check(kept=True, boundary=True)
+        history.spans.append(("old", *customers.ask_on(ENOUGH)))
+    history.check(kept=True)
