@@ -15,6 +15,7 @@ boundaries runs, the works that are plain functions are hooked, and the task loo
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FrameType, FunctionType
@@ -68,6 +69,7 @@ _WORKS: _Names = {
 #: What waits for the next piece of work.
 _WORKERS: _Names = {
     "asyncio.base_events": ("BaseEventLoop.run_forever",),
+    "asyncio.runners": ("Runner.run",),  # uvloop's loop has no frame of its own
     "celery.worker.loops": ("asynloop", "synloop"),
     "cheroot.server": ("HTTPServer.serve",),
     "cheroot.workers.threadpool": ("WorkerThread._process_connections_until_interrupted", "WorkerThread.run"),
@@ -172,11 +174,19 @@ def _is_call(code: CodeType) -> bool:
 
 @functools.cache
 def _is_library(file: str) -> bool:
+    """Whether this is code of the standard library, of an installed package, or a command that one brought along."""
+    return file.startswith(("<frozen ", "<livepatch>")) or os.path.realpath(file).startswith(_libraries())
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
     import sysconfig  # not before it is needed: the agent is to stay small
 
     paths = sysconfig.get_paths()
-    names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")  # the last has the commands that servers install
-    return file.startswith(("<frozen ", "<livepatch>", *(paths[name] + "/" for name in names)))
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    site = sys.modules.get("site")  # a distribution may have folders of its own, such as Debian's dist-packages
+    folders += site.getsitepackages() if site is not None else []
+    return tuple(os.path.realpath(folder) + "/" for folder in folders)
 
 
 # -- where works end --------------------------------------------------------------------------------------------
