@@ -137,6 +137,9 @@ class FakeKind(Kind):
     def creator(self, task: Hashable) -> FakeTask | None:
         return task.creator if isinstance(task, FakeTask) else None
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        return [self.running] if self.running is not None else []
+
     def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
         return [task for task in tasks if isinstance(task, FakeTask) and task.done]
 

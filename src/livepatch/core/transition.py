@@ -141,6 +141,10 @@ class Kind:
         """Those of the tasks that can never run again. Called under the switch lock."""
         return []
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """Those of the tasks that may go on in the child that this thread has just forked. Called under the switch lock."""
+        return []
+
     def start(self, transition: Transition) -> None:
         """A transition starts to move tasks: hook the creation of tasks. Called under the switch lock, and again at
         every reversal."""
@@ -191,6 +195,8 @@ class Transition:
         self.pending: set[Hashable] = set()
         #: Ordinary calls under way in the version to be left, by task.
         self.calls: dict[Hashable, int] = {}
+        #: After a fork: who goes on with what a task was doing that does not exist in this process.
+        self.heirs: dict[Hashable, Hashable] = {}
         self.suspended = Suspended()
         self.footprint = Footprint()
         self.over = False  # every task has moved
@@ -267,6 +273,7 @@ class Transition:
         with switch_lock:
             if self.over or epoch != self._epoch:
                 return
+            task = self.heirs.get(task, task)
             if counted:
                 left = self.calls.pop(task, 1) - 1
                 if left:
@@ -391,11 +398,23 @@ class Transition:
             self._renew_fast()
         del kept
 
-    def keep_only_current(self) -> None:
-        """After a fork, under the switch lock: no other task exists in this process, and none ever ends."""
-        alive = {self.current(), originals.get_ident()}
-        for task in set(self.states) - alive:
-            self.states.pop(task)
+    def keep_only(self, forker: Hashable) -> None:
+        """In a forked child, under the switch lock: no task exists in this process but those that the kinds know to be
+        left. If `forker`, the one that has forked, is none of them, then its thread goes on with what it was doing.
+        """
+        known = {*self.states, *self.calls, *self.suspended.owners()}
+        alive = {task for kind in self.kinds for task in kind.after_fork(known)}
+        if forker not in alive and forker is not None:
+            heir = originals.get_ident()
+            self.heirs[forker] = heir
+            self.states[heir] = self._state_of(forker)
+            (self.pending.add if self.states[heir] is not self.target else self.pending.discard)(heir)
+            self.calls[heir] = self.calls.pop(forker, 0) + self.calls.get(heir, 0)
+            if not self.calls[heir]:
+                del self.calls[heir]
+            self.suspended.pass_on(forker, heir)
+        for task in (known | {forker}) - alive:
+            self.states.pop(task, None)
             self.pending.discard(task)
             self.calls.pop(task, None)
             self.suspended.drop(task)

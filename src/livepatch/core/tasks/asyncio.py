@@ -98,6 +98,10 @@ class Loops(Kind):
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        self._scheduled = set()
+        return []  # no loop runs in a forked child; asyncio sees to that
+
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()
         if asyncio is None:

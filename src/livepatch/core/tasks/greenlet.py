@@ -110,6 +110,13 @@ class Greenlets(Kind):
         self._strange = {ident: (frames[-1], self._surveys) for ident, frames in shown.items()}
         return self._survey()
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        library = _library()
+        if library is None:
+            return []
+        main = _main_of(library.getcurrent())
+        return [task for task in tasks if isinstance(task, library.greenlet) and _main_of(task) is main]
+
     def creator(self, task: Hashable) -> Hashable | None:
         library = _library()
         if library is None or not isinstance(task, library.greenlet):

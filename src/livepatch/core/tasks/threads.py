@@ -43,6 +43,9 @@ class Threads(Kind):
     def tasks(self) -> Iterable[int]:
         return list(sys._current_frames())
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        return [originals.get_ident()]
+
     def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
         alive = sys._current_frames()
         return [task for task in tasks if isinstance(task, int) and task not in alive]
