@@ -94,11 +94,12 @@ def run(script: str, *, prelude: str = PRELUDE):
         text=True,
         start_new_session=True,
     )
-    try:
-        stdout, stderr = process.communicate(timeout=PATIENCE)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # children that hang, too
-    assert process.wait() == 0, stdout + stderr
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # children that hang, too
+    assert process.returncode == 0, stdout + stderr
     assert not stderr, stderr
     return json.loads(stdout.splitlines()[-1])

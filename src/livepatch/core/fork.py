@@ -1,22 +1,21 @@
 """What a forked child keeps: the patches, the state of the task that forked, and nothing half done.
 
-The child is a copy of this process with one thread, the one that forks. Whatever another thread was in the middle of
-is never gone on with there: locks that it held stay held, what it was changing stays half changed. So a fork waits, with
-both of our locks, until nobody is in the middle of anything. That must not become a reason for a program to hang:
+The child is a copy of this process with one thread, the one that forks. What another thread was in the middle of is
+never gone on with there: its locks stay held, what it was changing stays half changed. So a fork waits, with both of
+our locks, until nobody is in the middle of anything. That must not become a reason for a program to hang:
 
-* A callback may run for ever, or wait for the very thread that forks. It is not waited for (`Mutex.visit`); its
-  operation is not under way in the child, whoever was in it, and is taken back or completed there (`registry`). The child
-  of a callback that forks may well live on as a worker that never returns from the callback.
+* A callback may run for ever, or wait for the very thread that forks. It is not waited for (`Mutex.visit`). Its
+  operation is not under way in the child, whoever was in it; it is taken back or completed there (`registry.py`). A
+  child that a callback forks may well live on as a worker, and never return from the callback.
 * The interpreter takes the global import lock for a fork, after all that is done here. A signal handler that interrupts
   an import holds that lock and may call a patched function, which wants the switch lock. So the order is import lock,
-  then switch lock, and it is taken here.
-* A signal handler may raise here, in the middle of waiting. Such an exception is reported and forgotten by the
-  interpreter, and the process forks all the same: hence the loop.
+  then switch lock, and both are taken here.
+* A signal handler may raise here, in the middle of waiting. The interpreter reports such an exception, forgets it, and
+  forks all the same: hence the loop.
 
-A task that is not a thread of its own (an asyncio task) is one no longer in the child: its loop does not run there. What it
-was in the middle of is the thread's, and so is its state. All other tasks do not exist; a transition that was running
-goes on without them. What is done here is done in the hooks of a fork, where neither foreign code nor a thread can run:
-the rest is for the child's first round.
+An asyncio or trio task is none in the child: its loop does not run there. What it was in the middle of is its thread's
+now, and so is its state. Other threads do not exist, and a transition that was running goes on without them. Nothing
+foreign is called in here, in the middle of a fork: callbacks are for the child's first round.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from collections.abc import Hashable
 from contextlib import suppress
 
 from . import callbacks, lists, originals, registry
+from .tasks import kinds
 from .transition import exempt_threads, switch_lock
 
 
@@ -66,6 +66,8 @@ def _take_locks(fork: _Fork) -> None:
             fork.importing = True
     while not switch_lock._is_owned():
         switch_lock.acquire()
+    for kind in kinds:
+        kind.before_fork()
     transition = registry.running_transition()
     fork.forker = transition.current() if transition is not None else originals.get_ident()
 
@@ -99,6 +101,9 @@ def _in_child() -> None:
     transition = registry.running_transition()
     if transition is not None:
         transition.keep_only(fork.forker)
+    else:
+        for kind in kinds:
+            kind.after_fork(())
     _end()
     if lists.mutex.rests():
         lists.start_over(callbacks.running)

@@ -13,10 +13,10 @@ the mutex. That is as safe as if A's callback had imported m itself, in its own 
 inside of a callback, everything is in order there, and it cannot go on before B has let go of the import lock. Should
 an exception tear A out of its wait, then it waits for B at the end of the callback (`rejoin`).
 
-A fork needs it too, for a copy of the process in which nothing is half done (`fork.py`), and must not wait for callbacks
-either: one may be waiting for the very thread that forks. So whoever is in a callback *rests*, and threads that fork
-come in as visitors; the callback's end waits for them. Under the GIL two notes suffice to agree: each side writes its own
-before it reads the other's.
+A fork needs the mutex, too, for a copy of the process in which nothing is half done (`fork.py`), and must not wait for
+a callback either: that may be waiting for the very thread that forks. So whoever is in a callback *rests*, and threads
+that fork come in as visitors; the end of the callback waits for them. Under the GIL two notes suffice to agree: each
+side writes its own before it reads the other's.
 
 The switch lock comes after both, and is held by nobody who takes one of them.
 """

@@ -99,10 +99,10 @@ def _settle() -> None:
 
 
 def _take_over() -> None:
-    """This process was forked while somebody, here or in another thread, was in a callback, and that operation will not go on.
+    """This process was forked while somebody, here or in another thread, was in a callback: that operation is over.
 
-    What was being enabled or disabled and had not begun to move tasks is taken back; what was being completed is completed.
-    The callbacks that were running count as called: they may be what forked, and must not do it again.
+    If no task was told to move yet it is taken back; if all had moved it is completed. The callbacks that were running
+    count as called: they may be what forked, and must not do it again.
     """
     modules.take_over(interrupted)
     interrupted.clear()

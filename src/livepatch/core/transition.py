@@ -141,8 +141,11 @@ class Kind:
         """Those of the tasks that can never run again. Called under the switch lock."""
         return []
 
+    def before_fork(self) -> None:
+        """This thread is about to fork. Called under the switch lock, at every fork; must be cheap."""
+
     def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        """Those of the tasks that may go on in the child that this thread has just forked. Called under the switch lock."""
+        """In a child that this thread has just forked: those that may go on. Called under the switch lock."""
         return []
 
     def start(self, transition: Transition) -> None:

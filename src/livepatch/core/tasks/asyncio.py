@@ -20,7 +20,7 @@ asyncio is imported by nobody here: a process that does not use it does not pay 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -33,6 +33,8 @@ from .boundaries import between_works, is_work
 
 #: The longest that a check may hold up a loop, in seconds.
 SLICE = 0.001
+#: What is on the stack of a thread that runs a loop, if that is written in Python.
+_RUNNING = ("run_forever", "run_until_complete")
 
 
 def _asyncio() -> Any:
@@ -56,6 +58,9 @@ class Loops(Kind):
     label = "asyncio"
 
     def __init__(self) -> None:
+        self._forked = False  # this process is a child
+        self._forker: Any = None  # the loop that runs in a thread which is about to fork
+        self._left: list[Any] = []  # such loops, in the child
         self._scheduled: set[int] = set()  # loops with a callback under way
         self._loops: list[Any] = []  # loops that had pending tasks at the last look
         self._transition: Transition | None = None
@@ -85,7 +90,8 @@ class Loops(Kind):
 
     def tasks(self) -> list[Any]:
         asyncio = _asyncio()
-        return cpython.asyncio_tasks(asyncio) if asyncio is not None else []
+        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else []
+        return [task for task in found if not self._has_ended(task.get_loop())] if self._forked else found
 
     def _is_task(self, task: object) -> bool:
         asyncio = _asyncio()
@@ -98,9 +104,27 @@ class Loops(Kind):
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
 
+    def before_fork(self) -> None:
+        asyncio = _asyncio()
+        self._forker = asyncio._get_running_loop() if asyncio is not None else None
+
     def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """No loop that ran goes on running in a child; asyncio sees to that."""
         self._scheduled = set()
-        return []  # no loop runs in a forked child; asyncio sees to that
+        self._forked = True
+        if self._forker is not None:
+            self._left.append(self._forker)
+        return []
+
+    def _has_ended(self, loop: Any) -> bool:
+        """It has been running when this process was forked, or its parent was."""
+        if any(loop is left for left in self._left):
+            return True
+        thread = getattr(loop, "_thread_id", None)  # other loops do not tell
+        if thread is None:
+            return False
+        frame = sys._current_frames().get(thread)  # an ident may be used again
+        return not any(f.f_code.co_name in _RUNNING for f in stack(frame))
 
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()

@@ -43,6 +43,7 @@ class Runs(Kind):
 
     def __init__(self) -> None:
         self._transition: Transition | None = None
+        self._ended: list[Any] = []  # runs that do not go on in this process
         self._left: Any = None  # the task that was running when its thread forked this process
         self._scheduled: set[int] = set()  # runs with a callback under way
         self._spawn: tuple[Any, Any] | None = None  # the class of runs, and how that makes a task
@@ -72,7 +73,13 @@ class Runs(Kind):
         if trio is None:
             return []
         runs = [run for run in referrers(trio.Runner) if isinstance(run, trio.Runner)]
-        return [task for run in runs for task in list(run.tasks) if frame_of(task.coro) is not None]
+        return [
+            task
+            for run in runs
+            if run not in self._ended
+            for task in list(run.tasks)
+            if frame_of(task.coro) is not None
+        ]
 
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.coro) if self._is_task(task) else None  # type: ignore[attr-defined]
@@ -82,6 +89,8 @@ class Runs(Kind):
         trio = _trio()
         # trio goes on to say that this task runs; but its run will hardly go on, and check it.
         self._left = getattr(trio.GLOBAL_RUN_CONTEXT, "task", None) if trio is not None else None
+        if self._left is not None:
+            self._ended.append(trio.GLOBAL_RUN_CONTEXT.runner)
         return []
 
     def creator(self, task: Hashable) -> Hashable | None:
