@@ -156,6 +156,16 @@ class Suspended:
                 entry.owner = None
                 self._by_owner.setdefault(None, {})[key] = entry
 
+    def owners(self) -> list[Hashable]:
+        """The tasks that own one."""
+        return [owner for owner in list(self._by_owner) if owner is not None]
+
+    def pass_on(self, task: Hashable, heir: Hashable) -> None:
+        """Another task goes on with what this one was doing."""
+        for key, entry in list(self._by_owner.pop(task, {}).items()):
+            entry.owner = heir
+            self._by_owner.setdefault(heir, {})[key] = entry
+
     def drop(self, task: Hashable) -> None:
         """A task does not exist in this process; what it was in the middle of will never go on."""
         for entry in list(self._by_owner.pop(task, {}).values()):

@@ -166,6 +166,13 @@ class Kind:
         """Those of the noticed tasks that can never run again. Called under the switch lock."""
         return []
 
+    def before_fork(self) -> None:
+        """This thread is about to fork. Called under the switch lock, at every fork; must be cheap."""
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """In a child that this thread has just forked: those that may go on. Called under the switch lock."""
+        return []
+
     def start(self, transition: Transition) -> None:
         """A transition starts to move tasks: hook the creation of tasks. Called under the switch lock, and again at
         every reversal."""
@@ -218,6 +225,8 @@ class Transition:
         self.calls: dict[Hashable, int] = {}
         #: When tasks may look again that could not move when they returned from an outermost call.
         self._held: dict[Hashable, float] = {}
+        #: After a fork: who goes on with what a task was doing that does not exist in this process.
+        self.heirs: dict[Hashable, Hashable] = {}
         self.suspended = Suspended()
         self.footprint = Footprint()
         self.over = False  # every task has moved
@@ -317,6 +326,7 @@ class Transition:
     def returned(self, token: Token) -> bool:
         """The first half of `leave`, of an ordinary call and without a lock: whether to have a look at the stack."""
         calls, task = token
+        task = self.heirs.get(task, task)
         left = calls.get(task, 1) - 1
         if left > 0:
             calls[task] = left
@@ -330,6 +340,7 @@ class Transition:
         calls, task = token
         with switch_lock:
             # A generator may end in another task, whose stack says nothing about this one.
+            task = self.heirs.get(task, task)
             if not self.over and calls is self.calls and task == self.current():
                 if not self.boundary:
                     self._exit(task, frame)
@@ -466,12 +477,24 @@ class Transition:
             self._renew_fast()
         del kept
 
-    def keep_only_current(self) -> None:
-        """After a fork, under the switch lock: no other task exists in this process, and none ever ends."""
-        alive = {self.current(), originals.get_ident()}
-        for task in (self.initial | self.goal) - alive:
+    def keep_only(self, forker: Hashable) -> None:
+        """In a forked child, under the switch lock: no task exists in this process but those that the kinds know to be
+        left. If `forker`, the one that has forked, is none of them, then its thread goes on with what it was doing.
+        """
+        known = {*self.initial, *self.goal, *self.calls, *self.suspended.owners()}
+        alive = {task for kind in self.kinds for task in kind.after_fork(known)}
+        if forker not in alive and forker is not None:
+            heir = originals.get_ident()
+            self.heirs[forker] = heir
+            self._put(heir, self._state_of(forker))
+            self.calls[heir] = self.calls.pop(forker, 0) + self.calls.get(heir, 0)
+            if not self.calls[heir]:
+                del self.calls[heir]
+            self.suspended.pass_on(forker, heir)
+        for task in (known | {forker}) - alive:
             self.initial.discard(task)
             self.goal.discard(task)
+            self._held.pop(task, None)
             self.calls.pop(task, None)
             self.suspended.drop(task)
 

@@ -36,6 +36,8 @@ from .boundaries import between_works, is_work
 
 #: So many tasks are looked at between two looks at the clock.
 _CHUNK = 64
+#: What is on the stack of a thread that runs a loop, if that is written in Python.
+_RUNNING = ("run_forever", "run_until_complete")
 
 
 def _asyncio() -> Any:
@@ -75,6 +77,9 @@ class Loops(Kind):
 
     def __init__(self) -> None:
         self._loops: dict[int, _Loop] = {}
+        self._forked = False  # this process is a child
+        self._forker: Any = None  # the loop that runs in a thread which is about to fork
+        self._left: list[Any] = []  # such loops, in the child
         self._transition: Transition | None = None
         self._factories: dict[int, tuple[Any, Any, Any]] = {}  # loop, its factory, ours
         self._creators: dict[int, Hashable] = {}  # by thread: who is creating a task just now
@@ -102,7 +107,8 @@ class Loops(Kind):
 
     def tasks(self) -> Iterable[Any]:
         asyncio = _asyncio()
-        return cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        return (task for task in found if not self._has_ended(task.get_loop())) if self._forked else found
 
     def _is_task(self, task: object) -> bool:
         return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
@@ -121,6 +127,28 @@ class Loops(Kind):
             if here is None:
                 here = self._loops[id(loop)] = _Loop(loop)
             here.add(task)
+
+    def before_fork(self) -> None:
+        asyncio = _asyncio()
+        self._forker = asyncio._get_running_loop() if asyncio is not None else None
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """No loop that ran goes on running in a child; asyncio sees to that."""
+        self._loops = {}
+        self._forked = True
+        if self._forker is not None:
+            self._left.append(self._forker)
+        return []
+
+    def _has_ended(self, loop: Any) -> bool:
+        """It has been running when this process was forked, or its parent was."""
+        if any(loop is left for left in self._left):
+            return True
+        thread = getattr(loop, "_thread_id", None)  # other loops do not tell
+        if thread is None:
+            return False
+        frame = sys._current_frames().get(thread)  # an ident may be used again
+        return not any(f.f_code.co_name in _RUNNING for f in stack(frame))
 
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()

@@ -51,12 +51,15 @@ class Threads(Kind):
             self._idents.add(task)
 
     def finished(self) -> list[Hashable]:
-        # One that was just started is not there either, before its first line: it keeps the state of its creator. If that
-        # has not moved, nothing is lost, since who is unknown begins there.
+        # One that was just started is not there either, before its first line: it keeps the state of its creator. If
+        # that has not moved, nothing is lost, since who is unknown begins there.
         alive, pending = sys._current_frames(), self._transition.pending if self._transition is not None else ()
         ended = [ident for ident in self._idents if ident not in alive and ident in pending]
         self._idents.difference_update(ended)
         return list(ended)
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        return [originals.get_ident()]
 
     def inspect(self, transition: Transition) -> None:
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
