@@ -52,7 +52,7 @@ def _suspended(greenlet: Any) -> Look:
 class Greenlets(Kind):
     """The kind of greenlets that are not part of another task."""
 
-    label = "greenlet"
+    label = library = "greenlet"
 
     def __init__(self) -> None:
         self._noticed: set[Any] = set()
