@@ -48,7 +48,7 @@ from . import originals
 from .model import TaskStatus
 from .pace import unhurried
 from .stacks import Footprint, Stack, describe, stack
-from .suspended import Suspended
+from .suspended import Suspended, find
 
 #: What a trampoline hands back when its call ends: where it was counted, and in which task.
 Token = tuple[dict[Hashable, int], Hashable]
@@ -444,6 +444,9 @@ class Transition:
                     self.initial.add(task)
                     kind.notice(task)
                     self.labels.add(kind.label)
+        for thing in unhurried(find(self.suspended.codes)):  # so that `_start` meets few that are new
+            with switch_lock:
+                self.suspended.add(thing, None)
         with switch_lock:
             self.total = len(self.initial)
             kept = self._start()
