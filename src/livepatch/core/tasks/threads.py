@@ -22,7 +22,7 @@ from typing import Any
 
 from .. import cpython, originals
 from ..model import TaskStatus
-from ..stacks import Stack, describe
+from ..stacks import Stack, describe, thread_stacks
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
 from . import boundaries, greenlet
 
@@ -51,8 +51,8 @@ class Threads(Kind):
             self._idents.add(task)
 
     def finished(self) -> list[Hashable]:
-        # One that was just started is not there either, before its first line: it keeps the state of its creator. If that
-        # has not moved, nothing is lost, since who is unknown begins there.
+        # One that was just started is not there either, before its first line: it keeps the state of its creator. If
+        # that has not moved, nothing is lost, since who is unknown begins there.
         alive, pending = sys._current_frames(), self._transition.pending if self._transition is not None else ()
         ended = [ident for ident in self._idents if ident not in alive and ident in pending]
         self._idents.difference_update(ended)
@@ -62,10 +62,11 @@ class Threads(Kind):
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
         me = originals.get_ident()
         with transition.looking():
+            shown = thread_stacks()
             for ident in sys._current_frames():
                 if ident not in transition.pending:
                     continue
-                stacks = greenlet.KIND.stacks_of_thread(ident)
+                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
                 if stacks is None:
                     continue  # unreliable: perhaps in the next round
                 kept.append(stacks)
@@ -117,10 +118,11 @@ class Threads(Kind):
         found = []
         kept = []  # see inspect
         with switch_lock:
+            shown = thread_stacks()
             for ident in sys._current_frames():
                 if ident in exempt_threads:
                     continue
-                stacks = greenlet.KIND.stacks_of_thread(ident)
+                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
                 kept.append(stacks)
                 frames = stacks[0] if stacks else []
                 blocking = []
