@@ -48,7 +48,7 @@ from . import originals
 from .model import TaskStatus
 from .pace import unhurried
 from .stacks import Footprint, Stack, describe, stack
-from .suspended import Suspended
+from .suspended import Suspended, find
 
 #: What a trampoline hands back when its call ends: where it was counted, and in which task.
 Token = tuple[dict[Hashable, int], Hashable]
@@ -129,6 +129,8 @@ class Kind:
     """
 
     label: str
+    #: The module without which there is no task of this kind.
+    library = "sys"
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
         """A function that gives the running task of this kind, or what the fallback says if there is none."""
@@ -203,10 +205,9 @@ class Transition:
         self.kinds = kinds
         self.wake = wake
         self.boundary = boundary
-        #: The task that runs in this thread: the first kind that knows one decides.
-        self.current: Callable[[], Hashable] = originals.get_ident
-        for kind in reversed(kinds):
-            self.current = kind.current_or(self.current)
+        #: How many modules there were at the last `find_current`; with another number it is due.
+        self.modules = 0
+        self.find_current()
         self._footprint = footprint
         worlds = World(UNPATCHED), World(PATCHED)
         #: Where everybody is in the beginning, and where everybody is to go; a reversal exchanges them.
@@ -242,6 +243,26 @@ class Transition:
     def pending(self) -> World:
         """The tasks that still have to move: TIF_PATCH_PENDING."""
         return self.initial
+
+    def find_current(self) -> None:
+        """Make `look`, which gives the task that runs in this thread: the first kind that knows one decides.
+
+        Kinds whose library nobody has imported are not asked. One that is imported later makes `sys.modules` longer;
+        should it have become shorter by as much in the same moment, the next round notices.
+        """
+        count = len(sys.modules)
+        look: Callable[[], Hashable] = originals.get_ident
+        for kind in reversed(self.kinds):
+            if kind.library in sys.modules:
+                look = kind.current_or(look)
+        self.look = look
+        self.modules = count  # last: others ask without a lock
+
+    def current(self) -> Hashable:
+        """The task that runs in this thread."""
+        if len(sys.modules) != self.modules:
+            self.find_current()
+        return self.look()
 
     # -- what trampolines ask ------------------------------------------------------------------------
 
@@ -434,6 +455,9 @@ class Transition:
                     self.initial.add(task)
                     kind.notice(task)
                     self.labels.add(kind.label)
+        for thing in unhurried(find(self.suspended.codes)):  # so that `_start` meets few that are new
+            with switch_lock:
+                self.suspended.add(thing, None)
         with switch_lock:
             self.total = len(self.initial)
             kept = self._start()
@@ -511,6 +535,7 @@ class Transition:
 
     def try_complete(self) -> bool:
         """One round. True when every task has moved; whoever asks from now on gets the target's version."""
+        self.find_current()
         for kind in self.kinds:
             kind.inspect(self)
         kept: list[object] = []

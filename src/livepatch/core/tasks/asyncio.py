@@ -73,7 +73,7 @@ class _Loop:
 class Loops(Kind):
     """The kind of asyncio tasks."""
 
-    label = "asyncio"
+    label = library = "asyncio"
 
     def __init__(self) -> None:
         self._loops: dict[int, _Loop] = {}

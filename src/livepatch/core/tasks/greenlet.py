@@ -52,7 +52,7 @@ def _suspended(greenlet: Any) -> Look:
 class Greenlets(Kind):
     """The kind of greenlets that are not part of another task."""
 
-    label = "greenlet"
+    label = library = "greenlet"
 
     def __init__(self) -> None:
         self._noticed: set[Any] = set()
@@ -228,9 +228,12 @@ class Greenlets(Kind):
         stacks = [thread_stack(ident, _suspended(greenlet)) for ident in threads]
         return None if None in stacks else stacks  # type: ignore[return-value]
 
-    def stacks_of_thread(self, ident: int) -> list[Stack] | None:
-        """All stacks that may be this thread's own, as a task; None if that cannot be said now."""
-        shown = thread_stack(ident)
+    def stacks_of_thread(self, ident: int, shown: Stack | None) -> list[Stack] | None:
+        """All stacks that may be this thread's own, as a task; None if that cannot be said now.
+
+        `shown` is what it has just shown, if somebody has looked.
+        """
+        shown = thread_stack(ident) if shown is None else shown
         if shown is None or not shown or _library() is None or shown[-1] is self._roots.get(ident):
             return None if shown is None else [shown]
         if ident in self._mains:

@@ -22,7 +22,7 @@ from typing import Any
 
 from .. import cpython, originals
 from ..model import TaskStatus
-from ..stacks import Stack, describe
+from ..stacks import Stack, describe, thread_stacks
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
 from . import boundaries, greenlet
 
@@ -65,10 +65,11 @@ class Threads(Kind):
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
         me = originals.get_ident()
         with transition.looking():
+            shown = thread_stacks()
             for ident in sys._current_frames():
                 if ident not in transition.pending:
                     continue
-                stacks = greenlet.KIND.stacks_of_thread(ident)
+                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
                 if stacks is None:
                     continue  # unreliable: perhaps in the next round
                 kept.append(stacks)
@@ -120,10 +121,11 @@ class Threads(Kind):
         found = []
         kept = []  # see inspect
         with switch_lock:
+            shown = thread_stacks()
             for ident in sys._current_frames():
                 if ident in exempt_threads:
                     continue
-                stacks = greenlet.KIND.stacks_of_thread(ident)
+                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
                 kept.append(stacks)
                 frames = stacks[0] if stacks else []
                 blocking = []

@@ -34,7 +34,7 @@ def _trio() -> Any:
 class Runs(Kind):
     """The kind of trio's tasks; a run is what is an event loop elsewhere."""
 
-    label = "trio"
+    label = library = "trio"
 
     def __init__(self) -> None:
         self._transition: Transition | None = None
