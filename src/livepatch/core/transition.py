@@ -166,6 +166,13 @@ class Kind:
         """Those of the noticed tasks that can never run again. Called under the switch lock."""
         return []
 
+    def before_fork(self) -> None:
+        """This thread is about to fork. Called under the switch lock, at every fork; must be cheap."""
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """In a child that this thread has just forked: those that may go on. Called under the switch lock."""
+        return []
+
     def start(self, transition: Transition) -> None:
         """A transition starts to move tasks: hook the creation of tasks. Called under the switch lock, and again at
         every reversal."""
@@ -466,14 +473,23 @@ class Transition:
             self._renew_fast()
         del kept
 
-    def keep_only_current(self) -> None:
-        """After a fork, under the switch lock: no other task exists in this process, and none ever ends."""
-        alive = {self.current(), originals.get_ident()}
-        for task in (self.initial | self.goal) - alive:
+    def keep_only(self, forker: Hashable) -> None:
+        """In a forked child, under the switch lock: no task exists in this process but those that the kinds know to be
+        left. If `forker`, the one that has forked, is none of them, then its thread goes on with what it was doing, and
+        shows it on its stack.
+        """
+        known = {*self.initial, *self.goal, *self.calls, *self.suspended.owners(), forker}
+        alive = {task for kind in self.kinds for task in kind.after_fork(known)}
+        if forker not in alive and forker is not None:
+            heir = originals.get_ident()
+            self._put(heir, self._state_of(forker))
+            self.suspended.pass_on(forker, heir)
+        for task in known - alive:
             self.initial.discard(task)
             self.goal.discard(task)
             self.calls.pop(task, None)
             self.suspended.drop(task)
+        self.suspended.drop_lost()
 
     def force(self) -> None:
         """Move everybody who is left, wherever it is: the promise is broken from here on."""

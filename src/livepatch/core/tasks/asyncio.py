@@ -36,6 +36,8 @@ from .boundaries import between_works, is_work
 
 #: So many tasks are looked at between two looks at the clock.
 _CHUNK = 64
+#: What is on the stack of a thread that runs a loop, if that is written in Python.
+_RUNNING = ("run_forever", "run_until_complete")
 
 
 def _asyncio() -> Any:
@@ -74,6 +76,9 @@ class Loops(Kind):
     label = "asyncio"
 
     def __init__(self) -> None:
+        self._forked = False  # this process is a child
+        self._forker: Any = None  # the loop that runs in a thread which is about to fork
+        self._left: list[Any] = []  # loops that ran when this process was forked
         self._loops: dict[int, _Loop] = {}
         self._transition: Transition | None = None
         self._factories: dict[int, tuple[Any, Any, Any]] = {}  # loop, its factory, ours
@@ -102,7 +107,8 @@ class Loops(Kind):
 
     def tasks(self) -> Iterable[Any]:
         asyncio = _asyncio()
-        return cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        return (task for task in found if not self._has_ended(task.get_loop())) if self._forked else found
 
     def _is_task(self, task: object) -> bool:
         return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
@@ -121,6 +127,31 @@ class Loops(Kind):
             if here is None:
                 here = self._loops[id(loop)] = _Loop(loop)
             here.add(task)
+
+    def before_fork(self) -> None:
+        asyncio = _asyncio()
+        self._forker = asyncio._get_running_loop() if asyncio is not None else None
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """No loop that ran goes on running in a child; asyncio sees to that."""
+        self._forked = True
+        self._left += [self._forker] if self._forker is not None else []
+        self._left += [here.loop for here in self._loops.values() if here.loop.is_running()]
+        for key, here in list(self._loops.items()):
+            here.scheduled = False
+            if self._has_ended(here.loop):
+                del self._loops[key]
+        return [task for task in tasks if self._is_task(task) and not self._has_ended(task.get_loop())]  # type: ignore[attr-defined]
+
+    def _has_ended(self, loop: Any) -> bool:
+        """It was running when this process was forked, or its parent was."""
+        if any(loop is left for left in self._left):
+            return True
+        thread = getattr(loop, "_thread_id", None)  # other loops do not tell
+        if thread is None:
+            return False
+        frame = sys._current_frames().get(thread)  # an ident may be used again
+        return not any(f.f_code.co_name in _RUNNING for f in stack(frame))
 
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()

@@ -125,6 +125,13 @@ class Greenlets(Kind):
         if library is not None and isinstance(task, library.greenlet):
             self._noticed.add(task)
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        library = _library()
+        if library is None:
+            return []
+        main = _main_of(library.getcurrent())
+        return [task for task in tasks if isinstance(task, library.greenlet) and _main_of(task) is main]
+
     def creator(self, task: Hashable) -> Hashable | None:
         library = _library()
         if library is None or not isinstance(task, library.greenlet):
