@@ -268,7 +268,7 @@ def test_a_signal_handler_in_an_import_calls_a_patched_function_while_a_thread_f
             met = []
             def handler(): met.append(target.stay())
             # Not moved, so it asks for the lock.
-            registry.running_transition().states.pop(threading.get_ident())
+            registry.running_transition().goal.discard(threading.get_ident())
             handler()
             _imp.release_lock()
             thread.join()
