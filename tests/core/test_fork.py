@@ -158,6 +158,33 @@ def test_generators_of_threads_that_are_gone_hold_nothing_and_those_in_variables
     assert said == [[running, [over, "new"]], [running, over]]
 
 
+def test_a_generator_that_a_thread_was_running_holds_nothing():
+    """It runs for ever in the child, on nobody's stack; and so it does for the transitions that come later."""
+    said = run(
+        """
+        exec(compile("def gen(gate):\\n    gate()\\n    yield 'old'", "old.py", "exec"), target.__dict__)
+        codes = {d.name: d.code for d in definitions(compile("def gen(gate): yield 'new'", "new.py", "exec"))}
+        def made(name):
+            return lp.Patch(name, [lp.Object("target", [lp.Func("gen", lp.Body(codes["gen"]))])])
+        arrived, go = threading.Event(), threading.Event()
+        def gate():
+            arrived.set()
+            go.wait(60)
+        threading.Thread(target=lambda: list(target.gen(gate))).start()
+        arrived.wait(60)
+        first = in_child(lambda: [lp.enable_patch(made("p"), timeout=60), status()])
+        with manual_rounds():
+            lp.enable_patch(made("p"))
+            second = in_child(lambda: [finish(), status()])
+            print(json.dumps([first, second, status()]))
+            go.set()
+            finish()
+        """
+    )
+    running, over = [["p", True, True]], [["p", True, False]]
+    assert said == [[None, over], [None, over], running]
+
+
 def test_a_child_makes_its_rounds_by_itself():
     """The thread that makes them does not exist in the child; it has one of its own when it needs it."""
     said = run(

@@ -1,4 +1,4 @@
-"""Children of all kinds: of multiprocessing and executors, daemons, other programs; what they inherit, their agents."""
+"""Children of every kind: multiprocessing, executors, daemons, other programs; what they inherit, and their agents."""
 
 import base64
 import os
@@ -20,7 +20,8 @@ def total(): return [price(), price()]
 FIX = b"""
 import livepatch as lp
 def price(): return "new"
-__livepatch__ = lp.Patch("fix", [lp.Object("shop", [lp.Func("price", price)])])
+def total(): return [price(), price()]
+__livepatch__ = lp.Patch("fix", [lp.Object("shop", [lp.Func("price", price), lp.Func("total", total)])])
 """
 
 

@@ -1,4 +1,4 @@
-"""Where a fork may happen: in an asyncio or trio task, a greenlet, a signal handler, a finalizer, an import, a log."""
+"""Where a fork may happen: in asyncio and trio tasks, greenlets, signal and log handlers, finalizers, imports."""
 
 import pytest
 from tests.processes.kit import run
@@ -269,7 +269,6 @@ def test_a_signal_handler_in_an_import_calls_a_patched_function_while_a_thread_f
             def handler(): met.append(target.stay())
             # Not moved, so it asks for the lock.
             registry.running_transition().goal.discard(threading.get_ident())
-            registry.running_transition().initial.discard(threading.get_ident())
             handler()
             _imp.release_lock()
             thread.join()

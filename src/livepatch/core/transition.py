@@ -226,8 +226,6 @@ class Transition:
         self.calls: dict[Hashable, int] = {}
         #: When tasks may look again that could not move when they returned from an outermost call.
         self._held: dict[Hashable, float] = {}
-        #: After a fork: who goes on with what a task was doing that does not exist in this process.
-        self.heirs: dict[Hashable, Hashable] = {}
         self.suspended = Suspended()
         self.footprint = Footprint()
         self.over = False  # every task has moved
@@ -347,7 +345,6 @@ class Transition:
     def returned(self, token: Token) -> bool:
         """The first half of `leave`, of an ordinary call and without a lock: whether to have a look at the stack."""
         calls, task = token
-        task = self.heirs.get(task, task)
         left = calls.get(task, 1) - 1
         if left > 0:
             calls[task] = left
@@ -361,8 +358,7 @@ class Transition:
         calls, task = token
         with switch_lock:
             # A generator may end in another task, whose stack says nothing about this one.
-            task = self.heirs.get(task, task)
-            if not self.over and calls is self.calls and task == self.current():
+                if not self.over and calls is self.calls and task == self.current():
                 if not self.boundary:
                     self._exit(task, frame)
                 self._held[task] = originals.monotonic() + REST
@@ -503,24 +499,22 @@ class Transition:
 
     def keep_only(self, forker: Hashable) -> None:
         """In a forked child, under the switch lock: no task exists in this process but those that the kinds know to be
-        left. If `forker`, the one that has forked, is none of them, then its thread goes on with what it was doing.
+        left. If `forker`, the one that has forked, is none of them, then its thread goes on with what it was doing, and
+        shows it on its stack.
         """
-        known = {*self.initial, *self.goal, *self.calls, *self.suspended.owners()}
+        known = {*self.initial, *self.goal, *self.calls, *self.suspended.owners(), forker}
         alive = {task for kind in self.kinds for task in kind.after_fork(known)}
         if forker not in alive and forker is not None:
             heir = originals.get_ident()
-            self.heirs[forker] = heir
             self._put(heir, self._state_of(forker))
-            self.calls[heir] = self.calls.pop(forker, 0) + self.calls.get(heir, 0)
-            if not self.calls[heir]:
-                del self.calls[heir]
             self.suspended.pass_on(forker, heir)
-        for task in (known | {forker}) - alive:
+        for task in known - alive:
             self.initial.discard(task)
             self.goal.discard(task)
             self._held.pop(task, None)
             self.calls.pop(task, None)
             self.suspended.drop(task)
+        self.suspended.drop_lost()
 
     def force(self) -> None:
         """Move everybody who is left, wherever it is: the promise is broken from here on."""

@@ -76,10 +76,10 @@ class Loops(Kind):
     label = library = "asyncio"
 
     def __init__(self) -> None:
-        self._loops: dict[int, _Loop] = {}
         self._forked = False  # this process is a child
         self._forker: Any = None  # the loop that runs in a thread which is about to fork
-        self._left: list[Any] = []  # such loops, in the child
+        self._left: list[Any] = []  # loops that ran when this process was forked
+        self._loops: dict[int, _Loop] = {}
         self._transition: Transition | None = None
         self._factories: dict[int, tuple[Any, Any, Any]] = {}  # loop, its factory, ours
         self._creators: dict[int, Hashable] = {}  # by thread: who is creating a task just now
@@ -134,14 +134,17 @@ class Loops(Kind):
 
     def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
         """No loop that ran goes on running in a child; asyncio sees to that."""
-        self._loops = {}
         self._forked = True
-        if self._forker is not None:
-            self._left.append(self._forker)
-        return []
+        self._left += [self._forker] if self._forker is not None else []
+        self._left += [here.loop for here in self._loops.values() if here.loop.is_running()]
+        for key, here in list(self._loops.items()):
+            here.scheduled = False
+            if self._has_ended(here.loop):
+                del self._loops[key]
+        return [task for task in tasks if self._is_task(task) and not self._has_ended(task.get_loop())]  # type: ignore[attr-defined]
 
     def _has_ended(self, loop: Any) -> bool:
-        """It has been running when this process was forked, or its parent was."""
+        """It was running when this process was forked, or its parent was."""
         if any(loop is left for left in self._left):
             return True
         thread = getattr(loop, "_thread_id", None)  # other loops do not tell

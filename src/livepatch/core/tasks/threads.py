@@ -50,6 +50,11 @@ class Threads(Kind):
         if isinstance(task, int):
             self._idents.add(task)
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        me = originals.get_ident()
+        self._idents &= {me}
+        return [me]
+
     def finished(self) -> list[Hashable]:
         # One that was just started is not there either, before its first line: it keeps the state of its creator. If
         # that has not moved, nothing is lost, since who is unknown begins there.

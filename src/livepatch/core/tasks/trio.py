@@ -85,7 +85,7 @@ class Runs(Kind):
         return frame_of(task.coro) if self._is_task(task) else None  # type: ignore[attr-defined]
 
     def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        self._scheduled = set()
+        self._scheduled, self._noticed = set(), set()
         trio = _trio()
         # trio goes on to say that this task runs; but its run will hardly go on, and check it.
         self._left = getattr(trio.GLOBAL_RUN_CONTEXT, "task", None) if trio is not None else None
