@@ -106,12 +106,14 @@ class View:
         pending: Container[Hashable] = (),
         calls: Container[Hashable] = (),
         boundary: bool = False,
+        since: Callable[[Hashable], float | None] = lambda task: None,
     ) -> None:
         self.footprint = footprint or Footprint()
         self.state_of = state_of
         self.pending = pending
         self.calls = calls
         self.boundary = boundary
+        self.since = since
 
     def blocking(self, task: Hashable, affected: Sequence[FrameType]) -> list[str]:
         """What keeps a task from moving: these frames of it, outermost last, or that it is not at a boundary."""
@@ -216,6 +218,9 @@ class Transition:
         self.ahead = False  # there is such a frame
         #: Ordinary calls under way in the version to be left, by task; another dict for every direction.
         self.calls: dict[Hashable, int] = {}
+        #: Since when all that have not moved are pending, but for those that came later.
+        self.begun = 0.0
+        self._later: dict[Hashable, float] = {}
         #: When tasks may look again that could not move when they returned from an outermost call.
         self._held: dict[Hashable, float] = {}
         self.suspended = Suspended()
@@ -287,6 +292,8 @@ class Transition:
     def _put(self, task: Hashable, world: World) -> None:
         (self.initial if world is self.goal else self.goal).discard(task)
         world.add(task)
+        if world is not self.target:
+            self._later[task] = originals.monotonic()
         self._notice(task)
 
     def _notice(self, task: Hashable) -> None:
@@ -369,6 +376,10 @@ class Transition:
         """The state of a task, for people."""
         return (self._known(task) or self.initial).state
 
+    def since(self, task: Hashable) -> float:
+        """Since when a pending task has been: every round since then has found something in its way."""
+        return self._later.get(task, self.begun)
+
     # -- what the kinds of tasks use, under the switch lock ------------------------------------------
 
     def movable(self, task: Hashable) -> bool:
@@ -431,7 +442,8 @@ class Transition:
     def _start(self) -> list[object]:
         self.footprint = self._footprint(self.goal.state)
         kept = self.suspended.start(self.footprint)
-        self.calls, self._held = {}, {}
+        self.calls, self._held, self._later = {}, {}, {}
+        self.begun = originals.monotonic()
         self.target = self.goal
         self.rounds = 0
         self._renew_fast()
@@ -472,6 +484,7 @@ class Transition:
         for task in (self.initial | self.goal) - alive:
             self.initial.discard(task)
             self.goal.discard(task)
+            self._later.pop(task, None)
             self.calls.pop(task, None)
             self.suspended.drop(task)
 
@@ -511,6 +524,7 @@ class Transition:
         self.goal.discard(task)
         self.calls.pop(task, None)
         self._held.pop(task, None)
+        self._later.pop(task, None)
         self.suspended.disown(task)
         if task in self.initial:
             self.initial.discard(task)
@@ -535,6 +549,7 @@ class Transition:
         # These know code objects, trampolines too, which know this transition: the collector cannot see such a cycle.
         self.suspended = Suspended()
         self.footprint = Footprint()
+        self._later.clear()
         for world in (self.initial, self.goal):
             for _ in unhurried(world.emptied()):
                 pass
