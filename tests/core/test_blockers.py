@@ -487,16 +487,19 @@ def test_the_same_call_of_a_thread_that_is_awake(module):
     thread = threading.Thread(target=target.f, args=(gate,))
     thread.start()
     gate.arrived()
-    registry.check_patch(kit.built("P", target, "def f(gate): pass", "f"))
+    kit.until(lambda: checked(target, "f") and blockers.memory.still())
     seconds = 0.0
     for _ in range(20):
         time.sleep(0.001)
-        (still,) = blockers.memory.still()
-        assert still.seconds > seconds
-        seconds = still.seconds
+        for still in blockers.memory.still():  # nothing, if the thread did not stand still long enough to be seen
+            assert still.seconds > seconds
+            seconds = still.seconds
+        assert len(blockers.memory._seen) == 1
+    assert seconds
     gate.open()
     thread.join()
     assert blockers.memory.still() == []
+    assert not blockers.memory._seen
 
 
 def test_the_same_call_of_a_thread_that_sleeps(target, held):
@@ -588,3 +591,39 @@ def test_only_so_many_are_remembered(target, held, monkeypatch):
     assert len(blockers.memory._seen) == 2
     for _ in range(3):
         held.release()
+
+
+# -- greenlets and trio --------------------------------------------------------------------------------------------
+
+
+def test_a_greenlet(module):
+    greenlet = pytest.importorskip("greenlet")
+    target = module("def f(gate): gate()")
+    inside = greenlet.greenlet(target.f)
+    inside.switch(greenlet.getcurrent().switch)
+    (one,) = [task for task in checked(target, "f") if task.kind == "greenlet"]
+    (still,) = blockers.memory.still()  # it is nobody's to run but ours
+    assert one.hint == "goes on when another greenlet switches to it"
+    assert one.origin == "f (lp_target_old.py:1)"
+    assert still.ident == one.ident
+    inside.switch()
+    assert blockers.memory.still() == []
+
+
+def test_a_trio_task(module):
+    trio = pytest.importorskip("trio")
+    target = module("async def f(event): await event.wait()")
+    made = kit.built("P", target, "async def f(event): pass", "f")
+
+    async def main():
+        event = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(target.f, event)
+            await trio.sleep(0.01)
+            found = registry.check_patch(made)
+            event.set()
+        return found
+
+    one = in_the_way(trio.run(main))
+    assert one.hint.startswith("goes on when what it awaits is done")
+    assert one.origin == "f (lp_target_old.py:1)"

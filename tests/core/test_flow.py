@@ -80,6 +80,30 @@ def in_the_iterable_of_a_loop():
         len(met)
 
 
+def in_what_is_cleaned_up_afterwards():
+    try:
+        with CONTEXT:
+            len(met)
+        with CONTEXT:
+            meet()
+    except KeyError:
+        len(met)
+    finally:
+        len(met)
+    return len(met)
+
+
+def that_tries_again():
+    """By way of the handler only."""
+    attempts = 0
+    while attempts < 1:
+        try:
+            meet()
+            return
+        except KeyError:
+            attempts += 1
+
+
 def that_raises():
     meet()
     raise Met
@@ -102,6 +126,8 @@ async def for_ever_in_a_coroutine():
         (between_two_loops, False, False),
         (in_a_comprehension, False, True),
         (in_the_iterable_of_a_loop, False, False),
+        (in_what_is_cleaned_up_afterwards, False, False),
+        (that_tries_again, False, True),
         (that_raises, True, False),
     ],
 )
@@ -205,7 +231,8 @@ def test_code_that_makes_no_sense_tells_nothing():
     assert not flow._flow(code).calls
 
 
-def test_from_another_thread():
+def test_the_frames_below_every_thread():
+    """What starts a thread is passed once, whatever it is compiled to."""
     ready, go = threading.Event(), threading.Event()
 
     def waits():
@@ -218,6 +245,12 @@ def test_from_another_thread():
     frame = sys._current_frames()[thread.ident]
     while frame.f_code is not waits.__code__:
         frame = frame.f_back
-    assert not flow.never_returns(frame)
+    found = []
+    while frame is not None:
+        found.append((frame.f_code.co_name, flow.called(frame), flow.never_returns(frame), flow.may_repeat(frame)))
+        frame = frame.f_back
     go.set()
     thread.join()
+    assert found[0] == ("waits", "go.wait", False, False)
+    assert found[1] == ("run", "self._target", False, False)
+    assert not any(never or repeats for _, _, never, repeats in found)

@@ -259,11 +259,10 @@ def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
         return []
     output.say(f"Seeing which of them stay there, for up to {watch:g} s ...")
     deadline, pause = time.monotonic() + watch, _FIRST_PAUSE
-    stay = tasks
+    stay, idents = tasks, {(task["kind"], task["ident"]) for task in tasks}
     while stay and (left := deadline - time.monotonic()) > 0:
         time.sleep(min(pause, left))
         pause = min(pause * 2, _LONGEST_PAUSE)
-        idents = {(task["kind"], task["ident"]) for task in stay}
         stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
     for task in stay:
         output.warn(warning(task))

@@ -49,8 +49,9 @@ NEVER = "never returns: mark it immediate or patch what it calls"
 class Track(NamedTuple):
     """How a task that has frames of its own is found again.
 
-    `source` stands for the task, such as its `Thread`, and is kept by weak reference. `look` gives its stack, if it has
-    one just now. `runs` gives something that is another one each time the task has run, or None if that is not known.
+    `source` stands for the task, such as its `Thread`, and is kept by weak reference. `look` gives its stack, or None
+    if that cannot be had just now. `runs` gives something that is another one each time the task has run, or None if
+    that is not known.
     """
 
     source: object
@@ -239,6 +240,10 @@ def _is_frame_of_library(frame: FrameType) -> bool:
 _CALL_ONCE = frozenset({"threading.Thread.run", "threading.Timer.run", "runpy._run_code"})
 
 
+#: How often a stack is asked for that cannot be had.
+_LOOKS = 10
+
+
 class Sighting:
     """A call that was in the way at some look; nothing of it is kept alive."""
 
@@ -264,10 +269,17 @@ class Sighting:
             return False
         return self._once or (self._ran is not None and self._ran == self._has_run())
 
-    def still(self) -> bool:
-        """It is the very same call that is there now."""
+    def still(self) -> bool | None:
+        """It is the very same call that is there now; None if its stack cannot be had."""
         source = self._source() if self._source is not None else None
-        return self.lasts((self._look(source) if self._look is not None and source is not None else None) or [])
+        if self._look is None or source is None:
+            return self.lasts([])
+        for _ in range(_LOOKS):
+            frames = self._look(source)
+            if frames is not None:
+                return self.lasts(frames)
+            originals.sleep(0.0005)
+        return None
 
     def _has_run(self) -> object:
         source = self._source() if self._source is not None else None
@@ -310,9 +322,10 @@ class Memory:
         """Those that have been there ever since, with the time that has passed; the others are forgotten."""
         found = []
         for key, sighting in list(self._seen.items()):
-            if not sighting.still():
+            still = sighting.still()
+            if still is False:
                 self._seen.pop(key, None)
-            elif sighting.status is not None:
+            elif still and sighting.status is not None:
                 seconds = originals.monotonic() - sighting.since
                 hint = sighting.later if seconds >= LASTING else sighting.status.hint
                 found.append(replace(sighting.status, seconds=seconds, hint=hint))

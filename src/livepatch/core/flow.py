@@ -5,7 +5,7 @@ at all, could this be another call of the same function than the one that was se
 The code object answers, without source and without running anything:
 
 * `never_returns`: no `return` can be reached from here unless something raises: the `main()` of a server.
-* `may_repeat`: the instruction lies in a loop, so the call that it makes may be made again.
+* `may_repeat`: one can come from here to here again, by exceptions too, so the call made here may be made again.
 * `called`: what is being called, as it is written: the loads that begin where the call begins.
 
 A code object is read once, and what is known of it goes when it does. `dis` is imported when it is needed, which is
@@ -49,10 +49,9 @@ def never_returns(frame: FrameType) -> bool:
 
 
 def may_repeat(frame: FrameType) -> bool:
-    """Where this frame is may be inside of a loop: everything between the two ends of a jump back counts."""
+    """From where this frame is one may come to the same place again."""
     flow = _flow(frame.f_code)
-    number = flow.number(frame.f_lasti)
-    return not flow.returning or any(first <= number <= last for first, last in flow.loops)
+    return not flow.offsets or flow.returns_to(flow.number(frame.f_lasti))
 
 
 def called(frame: FrameType) -> str:
@@ -65,24 +64,43 @@ class _Flow:
     """What is known of one code object. Instructions are numbered, in their order."""
 
     def __init__(self, code: CodeType) -> None:
-        instructions = _instructions(code)
+        instructions, handlers = _instructions(code)
         self.offsets = [instruction.offset for instruction in instructions]
         numbers = {offset: number for number, offset in enumerate(self.offsets)}
-        jumps = [
-            (number, numbers[instruction.argval], instruction.opname)
-            for number, instruction in enumerate(instructions)
-            if _jumps(instruction) and instruction.argval in numbers
-        ]
-        #: From the first to the last instruction of each loop.
-        self.loops = [(target, number) for number, target, name in jumps if target <= number and name != _AWAITS]
+        following: list[list[int]] = [[] for _ in instructions]
+        for number, instruction in enumerate(instructions):
+            if _jumps(instruction) and instruction.argval in numbers:
+                following[number].append(numbers[instruction.argval])
+            if instruction.opname not in _RETURNS | _RAISES | _JUMPS and number + 1 < len(instructions):
+                following[number].append(number + 1)
         #: For each instruction, whether a `return` can be reached from it.
-        self.returning = _returning([instruction.opname for instruction in instructions], jumps)
+        self.returning = _reaching([instruction.opname in _RETURNS for instruction in instructions], following)
+        #: Where one can go on from each, also by an exception, and by `await` only once.
+        self._following = following
+        for number, instruction in enumerate(instructions):
+            if instruction.opname == _AWAITS:
+                following[number] = []
+            for entry in handlers:
+                if entry.start <= instruction.offset < entry.end and entry.target in numbers:
+                    following[number].append(numbers[entry.target])
+        self._repeated: dict[int, bool] = {}
         #: What is called, by the instruction that calls it.
         self.calls = _calls(instructions)
 
     def number(self, offset: int) -> int:
         """The instruction at this offset, or in whose inline cache it lies."""
         return max(0, bisect_right(self.offsets, offset) - 1)
+
+    def returns_to(self, number: int) -> bool:
+        """One can come from this instruction to itself."""
+        if number not in self._repeated:
+            seen, to_see = set(), [number]
+            while to_see and number not in seen:
+                new = [one for one in self._following[to_see.pop()] if one not in seen]
+                seen.update(new)
+                to_see += new
+            self._repeated[number] = number in seen
+        return self._repeated[number]
 
 
 _flows: dict[int, tuple[weakref.ref[CodeType], _Flow]] = {}
@@ -97,13 +115,15 @@ def _flow(code: CodeType) -> _Flow:
     return known[1]
 
 
-def _instructions(code: CodeType) -> list[Any]:
+def _instructions(code: CodeType) -> tuple[list[Any], list[Any]]:
+    """The instructions, and the table of exception handlers."""
     import dis
 
     try:
-        return list(dis.get_instructions(code))
+        read = dis.Bytecode(code)
+        return list(read), list(read.exception_entries)  # type: ignore[attr-defined]
     except (IndexError, KeyError, ValueError):  # made by hand
-        return []
+        return [], []
 
 
 def _jumps(instruction: Any) -> bool:
@@ -112,15 +132,13 @@ def _jumps(instruction: Any) -> bool:
     return instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs
 
 
-def _returning(names: list[str], jumps: list[tuple[int, int, str]]) -> list[bool]:
+def _reaching(found: list[bool], following: list[list[int]]) -> list[bool]:
+    """From where one can come to those that are marked, and these."""
     before = defaultdict(list)
-    for number, target, _ in jumps:
-        before[target].append(number)
-    for number, name in enumerate(names[:-1]):
-        if name not in _RETURNS | _RAISES | _JUMPS:
-            before[number + 1].append(number)
-    found = [name in _RETURNS for name in names]
-    to_see = [number for number, returns in enumerate(found) if returns]
+    for number, targets in enumerate(following):
+        for target in targets:
+            before[target].append(number)
+    to_see = [number for number, marked in enumerate(found) if marked]
     while to_see:
         for number in before[to_see.pop()]:
             if not found[number]:

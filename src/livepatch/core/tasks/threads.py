@@ -150,7 +150,7 @@ def _origin(thread: threading.Thread) -> str:
 
 
 def _look(thread: threading.Thread) -> Stack | None:
-    return thread_stack(thread.ident or 0) if threading.Thread.is_alive(thread) else None
+    return thread_stack(thread.ident or 0) if threading.Thread.is_alive(thread) else []
 
 
 def _switches(thread: threading.Thread) -> str | None:
