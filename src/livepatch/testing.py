@@ -148,9 +148,6 @@ class FakeKind(Kind):
     def finished(self) -> list[Hashable]:
         return [task for task in self._noticed if task.done]
 
-    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return [self.running] if self.running is not None else []
-
     def start(self, transition: Transition) -> None:
         self.started += 1
 

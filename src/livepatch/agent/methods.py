@@ -15,9 +15,9 @@ import sys
 import time
 from typing import Any
 
-from livepatch.core import cpython, log, registry
+from livepatch.core import blockers, cpython, log, registry
 from livepatch.core.attributes import process_tree
-from livepatch.core.model import LivepatchError, PatchStatus
+from livepatch.core.model import LivepatchError, PatchStatus, TaskStatus
 
 from . import patchfile
 from .rpc import PROTOCOL, Method
@@ -54,7 +54,7 @@ def load(client: Connection, *, file: str, data: str) -> dict[str, Any]:
 
 def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
     """Whether the patch in a file fits, what it would change, and who would stand in the way now; changes
-    nothing.
+    nothing. `still` tells later who of them has been there ever since.
     """
     patchfile.forget_unloaded()
     patch = patchfile.read(_decoded(data), file, dry=True)
@@ -75,8 +75,13 @@ def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
         "description": patch.description,
         "replace": patch.replace,
         "objects": objects,
-        "blocking": [task._asdict() for task in blocking],
+        "blocking": [_shown(task) for task in blocking],
     }
+
+
+def still(client: Connection) -> list[dict[str, Any]]:
+    """Of those whom earlier looks found in the way, for any client, the ones that have been there ever since."""
+    return [_shown(task) for task in blockers.memory.still()]
 
 
 def write_enabled(client: Connection, *, name: str, value: str) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def patches(client: Connection) -> list[dict[str, Any]]:
 
 
 def status(client: Connection, *, name: str, blockers: int = 0) -> dict[str, Any]:
-    """The state of one patch; with up to so many of the tasks that its transition waits for."""
+    """The state of one patch; with up to so many of the tasks that its transition waits for, the hopeless first."""
     return {**_status(name), "blocking": _blocking(blockers) if blockers > 0 else []}
 
 
@@ -146,6 +151,7 @@ METHODS: dict[str, Method] = {
     "hello": hello,
     "load": load,
     "check": check,
+    "still": still,
     "write_enabled": write_enabled,
     "force": force,
     "unload": unload,
@@ -177,7 +183,14 @@ def _status(name: str) -> dict[str, Any]:
 
 
 def _blocking(limit: int) -> list[dict[str, Any]]:
-    return [task._asdict() for task in registry.tasks() if task.blocking][:limit]
+    waits = [task for task in registry.tasks() if task.blocking or task.hint]
+    waits.sort(key=lambda task: (not blockers.stuck(task), not task.blocking))
+    return [_shown(task) for task in waits[:limit]]
+
+
+def _shown(task: TaskStatus) -> dict[str, Any]:
+    """One that is in the way, and whether it is likely to stay there."""
+    return {**task._asdict(), "stuck": blockers.stuck(task)}
 
 
 def _started() -> float:

@@ -333,6 +333,10 @@ class TaskStatus(NamedTuple):
 
     `blocking` holds the frames that keep it from moving and `stack` all of them, innermost first, each as
     "function (file:line)".
+
+    `origin` says where the task came from: the function that it was made to run, "main thread", "worker of
+    ThreadPoolExecutor". Of one that is in the way, `seconds` is for how long it is known to have been, and `hint` says
+    what would let it go; of any other, None and nothing.
     """
 
     kind: str
@@ -341,3 +345,6 @@ class TaskStatus(NamedTuple):
     patch_state: int
     blocking: Sequence[str] = ()
     stack: Sequence[str] = ()
+    origin: str = ""
+    seconds: float | None = None
+    hint: str = ""

@@ -106,12 +106,14 @@ class View:
         pending: Container[Hashable] = (),
         calls: Container[Hashable] = (),
         boundary: bool = False,
+        since: Callable[[Hashable], float | None] = lambda task: None,
     ) -> None:
         self.footprint = footprint or Footprint()
         self.state_of = state_of
         self.pending = pending
         self.calls = calls
         self.boundary = boundary
+        self.since = since
 
     def blocking(self, task: Hashable, affected: Sequence[FrameType]) -> list[str]:
         """What keeps a task from moving: these frames of it, outermost last, or that it is not at a boundary."""
@@ -224,6 +226,9 @@ class Transition:
         self.ahead = False  # there is such a frame
         #: Ordinary calls under way in the version to be left, by task; another dict for every direction.
         self.calls: dict[Hashable, int] = {}
+        #: Since when all that have not moved are pending, but for those that came later.
+        self.begun = 0.0
+        self._later: dict[Hashable, float] = {}
         #: When tasks may look again that could not move when they returned from an outermost call.
         self._held: dict[Hashable, float] = {}
         self.suspended = Suspended()
@@ -315,6 +320,8 @@ class Transition:
     def _put(self, task: Hashable, world: World) -> None:
         (self.initial if world is self.goal else self.goal).discard(task)
         world.add(task)
+        if world is not self.target:
+            self._later[task] = originals.monotonic()
         self._notice(task)
 
     def _notice(self, task: Hashable) -> None:
@@ -358,7 +365,7 @@ class Transition:
         calls, task = token
         with switch_lock:
             # A generator may end in another task, whose stack says nothing about this one.
-                if not self.over and calls is self.calls and task == self.current():
+            if not self.over and calls is self.calls and task == self.current():
                 if not self.boundary:
                     self._exit(task, frame)
                 self._held[task] = originals.monotonic() + REST
@@ -396,6 +403,10 @@ class Transition:
     def state_of(self, task: Hashable) -> int:
         """The state of a task, for people."""
         return (self._known(task) or self.initial).state
+
+    def since(self, task: Hashable) -> float:
+        """Since when a pending task has been: every round since then has found something in its way."""
+        return self._later.get(task, self.begun)
 
     # -- what the kinds of tasks use, under the switch lock ------------------------------------------
 
@@ -462,7 +473,8 @@ class Transition:
     def _start(self) -> list[object]:
         self.footprint = self._footprint(self.goal.state)
         kept = self.suspended.start(self.footprint)
-        self.calls, self._held = {}, {}
+        self.calls, self._held, self._later = {}, {}, {}
+        self.begun = originals.monotonic()
         self.target = self.goal
         self.rounds = 0
         self._renew_fast()
@@ -512,6 +524,7 @@ class Transition:
             self.initial.discard(task)
             self.goal.discard(task)
             self._held.pop(task, None)
+            self._later.pop(task, None)
             self.calls.pop(task, None)
             self.suspended.drop(task)
         self.suspended.drop_lost()
@@ -553,6 +566,7 @@ class Transition:
         self.goal.discard(task)
         self.calls.pop(task, None)
         self._held.pop(task, None)
+        self._later.pop(task, None)
         self.suspended.disown(task)
         if task in self.initial:
             self.initial.discard(task)
@@ -577,6 +591,7 @@ class Transition:
         # These know code objects, trampolines too, which know this transition: the collector cannot see such a cycle.
         self.suspended = Suspended()
         self.footprint = Footprint()
+        self._later.clear()
         for world in (self.initial, self.goal):
             for _ in unhurried(world.emptied()):
                 pass

@@ -21,15 +21,16 @@ asyncio is imported by nobody here: a process that does not use it does not pay 
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
-from .. import cpython, originals
+from .. import blockers, cpython, originals
 from ..model import TaskStatus
 from ..pace import SLICE
-from ..stacks import describe, stack
+from ..stacks import stack
 from ..suspended import frame_of, stack_of_coroutine
 from ..transition import Kind, Transition, View, switch_lock
 from .boundaries import between_works, is_work
@@ -280,19 +281,24 @@ class Loops(Kind):
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []
         for task in self.tasks():
-            frames = stack_of_coroutine(task.get_coro())
-            affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden]
-            found.append(
-                TaskStatus(
-                    kind=self.label,
-                    name=task.get_name(),
-                    ident=hex(id(task)),
-                    patch_state=view.state_of(task),
-                    blocking=view.blocking(task, affected),
-                    stack=[describe(frame) for frame in frames],
-                )
+            coroutine, origin = task.get_coro(), _origin(task)
+            frames = stack_of_coroutine(coroutine)
+            asleep = bool(frames) and frames[-1].f_back is None
+            sketch = blockers.Sketch(
+                self.label, task.get_name(), hex(id(task)), frames, origin=origin, asleep=asleep, coroutine=coroutine
             )
+            found.append(blockers.status(view, task, sketch))
         return found
+
+
+def _origin(task: Any) -> str:
+    """The function of its coroutine, and the thread that runs its loop, as far as loops say (uvloop's do not)."""
+    coroutine, loop = task.get_coro(), task.get_loop()
+    made = blockers.defined(getattr(coroutine, "cr_code", None) or getattr(coroutine, "gi_code", None) or coroutine)
+    if not loop.is_running():
+        return f"{made}, loop is not running"
+    thread = threading._active.get(getattr(loop, "_thread_id", None))  # type: ignore[attr-defined]
+    return f"{made}, loop of {thread.name}" if thread is not None else made
 
 
 KIND = Loops()

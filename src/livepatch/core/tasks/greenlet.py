@@ -24,10 +24,10 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from .. import originals
+from .. import blockers, originals
 from ..heap import instances
 from ..model import TaskStatus
-from ..stacks import Look, Stack, describe, stack, stack_of, thread_stack
+from ..stacks import Look, Stack, stack, stack_of, thread_stack
 from ..suspended import greenlets_in
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
 from . import asyncio, boundaries, trio
@@ -261,34 +261,26 @@ class Greenlets(Kind):
         return stacks
 
     def statuses(self, view: View) -> list[TaskStatus]:
-        found = []
         with switch_lock:
             greenlets = self._survey()
             owners = self._owners() if greenlets else {}
             greenlets = [greenlet for greenlet in greenlets if id(greenlet) not in owners]
             kept = [self._stacks(greenlet) for greenlet in greenlets]
-            for greenlet, stacks in zip(greenlets, kept, strict=True):
-                own = stacks[0] if stacks is not None and len(stacks) == 1 else []
-                blocking = []
-                if greenlet in view.pending:
-                    affected = [frame for each in stacks or [] if (frame := view.footprint.affected(each)) is not None]
-                    blocking = view.blocking(greenlet, affected)
-                    if stacks is None:
-                        blocking = ["(its stack is unreliable: it switches all the time)"]
-                found.append(
-                    TaskStatus(
-                        kind=self.label,
-                        name=str(getattr(greenlet, "name", "") or type(greenlet).__name__),
-                        ident=hex(id(greenlet)),
-                        patch_state=view.state_of(greenlet),
-                        blocking=blocking,
-                        stack=[describe(frame) for frame in own],
-                    )
-                )
             if self._transition is None:
                 self._forget()
-        del greenlets, kept
-        return found
+        return [
+            blockers.status(view, greenlet, _sketch(greenlet, stacks))
+            for greenlet, stacks in zip(greenlets, kept, strict=True)
+        ]
+
+
+def _sketch(greenlet: Any, stacks: list[Stack] | None) -> blockers.Sketch:
+    """What `blockers.py` is told of one."""
+    own = stacks[0] if stacks is not None and len(stacks) == 1 else []
+    origin = blockers.defined(own[-1].f_code) if own else ""
+    name, asleep = str(getattr(greenlet, "name", "") or type(greenlet).__name__), greenlet.gr_frame is not None
+    track = blockers.Track(greenlet, lambda source: stack_of(_suspended(source)))
+    return blockers.Sketch("greenlet", name, hex(id(greenlet)), own, stacks, origin, asleep, track=track)
 
 
 KIND = Greenlets()

@@ -20,9 +20,9 @@ import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from .. import cpython, originals
+from .. import blockers, cpython, originals
 from ..model import TaskStatus
-from ..stacks import Stack, describe, thread_stacks
+from ..stacks import Stack, thread_stack, thread_stacks
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
 from . import boundaries, greenlet
 
@@ -62,9 +62,6 @@ class Threads(Kind):
         ended = [ident for ident in self._idents if ident not in alive and ident in pending]
         self._idents.difference_update(ended)
         return list(ended)
-
-    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return [originals.get_ident()]
 
     def inspect(self, transition: Transition) -> None:
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
@@ -123,36 +120,53 @@ class Threads(Kind):
 
     def statuses(self, view: View) -> list[TaskStatus]:
         known = {thread.ident: thread for thread in threading.enumerate()}
-        found = []
-        kept = []  # see inspect
         with switch_lock:
+            idents = [ident for ident in sys._current_frames() if ident not in exempt_threads]
             shown = thread_stacks()
-            for ident in sys._current_frames():
-                if ident in exempt_threads:
-                    continue
-                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
-                kept.append(stacks)
-                frames = stacks[0] if stacks else []
-                blocking = []
-                if ident in view.pending:
-                    affected = [frame for each in stacks or [] if (frame := view.footprint.affected(each)) is not None]
-                    blocking = view.blocking(ident, affected)
-                    if stacks is None:
-                        blocking = ["(its stack is unreliable: it switches greenlets all the time)"]
-                if ident in view.calls and not blocking:
-                    blocking = ["a patched function, on a stack that is not this thread's own just now"]
-                thread = known.get(ident)
-                found.append(
-                    TaskStatus(
-                        kind=self.label,
-                        name=thread.name if thread is not None else "(not started by threading)",
-                        ident=str((thread and thread.native_id) or ident),
-                        patch_state=view.state_of(ident),
-                        blocking=blocking,
-                        stack=[describe(frame) for frame in frames],
-                    )
-                )
-        return found
+            kept = [greenlet.KIND.stacks_of_thread(ident, shown.get(ident)) for ident in idents]  # see inspect
+        return [
+            blockers.status(view, ident, _sketch(ident, known.get(ident), stacks))
+            for ident, stacks in zip(idents, kept, strict=True)
+        ]
+
+
+def _sketch(ident: int, thread: threading.Thread | None, stacks: list[Stack] | None) -> blockers.Sketch:
+    """What `blockers.py` is told of a thread. One that a dummy stands for may have ended long ago."""
+    frames = stacks[0] if stacks else []
+    if thread is None or isinstance(thread, threading._DummyThread):
+        name = thread.name if thread is not None else "(not started by threading)"
+        native = (thread and thread.native_id) or ident
+        origin = "foreign thread (_thread or C code)" + (f", {blockers.defined(frames[-1].f_code)}" if frames else "")
+        return blockers.Sketch("thread", name, str(native), frames, stacks, origin)
+    native, track = thread.native_id or ident, blockers.Track(thread, _look, _switches)
+    return blockers.Sketch("thread", thread.name, str(native), frames, stacks, _origin(thread), track=track)
+
+
+def _origin(thread: threading.Thread) -> str:
+    if thread is threading.main_thread():
+        return "main thread"
+    run, target = type(thread).run, thread.__dict__.get("_target")
+    if isinstance(thread, threading.Timer):
+        target = thread.function
+    elif run is not threading.Thread.run:
+        return blockers.defined(run)
+    pool = sys.modules.get("concurrent.futures.thread")
+    if pool is not None and target is pool._worker:
+        return "worker of ThreadPoolExecutor"
+    return blockers.defined(target) if target is not None else ""
+
+
+def _look(thread: threading.Thread) -> Stack | None:
+    return thread_stack(thread.ident or 0) if threading.Thread.is_alive(thread) else []
+
+
+def _switches(thread: threading.Thread) -> str | None:
+    """How often the system has switched to a thread, or away from it: as long as it waits, that stays the same."""
+    try:
+        with open(f"/proc/self/task/{thread.native_id}/status", encoding="ascii", errors="replace") as lines:
+            return "".join(line for line in lines if "ctxt_switches" in line) or None
+    except OSError:
+        return None
 
 
 KIND = Threads()

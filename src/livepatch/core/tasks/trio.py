@@ -13,10 +13,10 @@ from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
-from .. import originals
+from .. import blockers, originals
 from ..heap import referrers
 from ..model import TaskStatus
-from ..stacks import describe, stack
+from ..stacks import stack
 from ..suspended import frame_of, stack_of_coroutine
 from ..transition import Kind, Transition, View, switch_lock
 from .boundaries import between_works, is_work
@@ -183,17 +183,12 @@ class Runs(Kind):
         found = []
         for task in self.tasks():
             frames = stack_of_coroutine(task.coro)
-            affected = [frame for frame in frames if id(frame.f_code) in view.footprint.forbidden]
-            found.append(
-                TaskStatus(
-                    kind=self.label,
-                    name=task.name,
-                    ident=hex(id(task)),
-                    patch_state=view.state_of(task),
-                    blocking=view.blocking(task, affected),
-                    stack=[describe(frame) for frame in frames],
-                )
+            asleep = bool(frames) and frames[-1].f_back is None
+            origin = blockers.defined(getattr(task.coro, "cr_code", task.coro))
+            sketch = blockers.Sketch(
+                self.label, task.name, hex(id(task)), frames, origin=origin, asleep=asleep, coroutine=task.coro
             )
+            found.append(blockers.status(view, task, sketch))
         return found
 
 
