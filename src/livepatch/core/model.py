@@ -332,7 +332,8 @@ class TaskStatus:
     """A task as an administrator sees it; `patch_state` is -1 (no transition), 0 (unpatched) or 1 (patched).
 
     `blocking` holds the frames that keep it from moving and `stack` all of them, innermost first, each as
-    "function (file:line)".
+    "function (file:line)". `origin` says where it came from, `seconds` for how long it has been in the way, `hint` what
+    would let it go; each is empty where that is not known.
     """
 
     kind: str
@@ -341,3 +342,6 @@ class TaskStatus:
     patch_state: int
     blocking: list[str] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
+    origin: str = ""
+    seconds: float | None = None
+    hint: str = ""

@@ -10,7 +10,7 @@ from types import CodeType
 
 from ..model import TaskStatus
 from ..stacks import Footprint
-from ..suspended import find, status_of
+from ..suspended import find, statuses_of
 from ..transition import IDLE, Everything, Kind, Transition, View, exempt_threads, switch_lock
 from . import asyncio, greenlet, threads, trio
 
@@ -34,7 +34,7 @@ def statuses(transition: Transition | None) -> list[TaskStatus]:
         suspended = transition.suspended.live()
     found = [status for kind in kinds for status in kind.statuses(view)]
     shown = {frame for status in found for frame in status.blocking}
-    hidden = [status_of(thing, transition.initial.state) for thing in suspended]
+    hidden = statuses_of(suspended, transition.initial.state)
     return found + [status for status in hidden if status.blocking[0] not in shown]
 
 
@@ -43,5 +43,5 @@ def blockers(footprint: Footprint, codes: list[CodeType]) -> list[TaskStatus]:
     view = View(footprint, lambda task: IDLE, Everything())
     found = [status for kind in kinds for status in kind.statuses(view)]
     shown = {frame for status in found for frame in status.stack}
-    suspended = [status_of(thing, IDLE) for thing in find(codes)]
+    suspended = statuses_of(find(codes), IDLE)
     return [status for status in found if status.blocking] + [s for s in suspended if s.blocking[0] not in shown]
