@@ -24,6 +24,22 @@ def test_version():
     assert cpython.unsupported() is None
 
 
+def test_locals_are_a_view():
+    """What was read of a frame's variables must not live on in the frame."""
+
+    class Thing:
+        pass
+
+    def asks():
+        thing = Thing()
+        here = weakref.ref(thing)
+        assert sys._getframe().f_locals["thing"] is thing
+        del thing
+        return here() is None
+
+    assert asks() is cpython.LOCALS_ARE_A_VIEW
+
+
 def test_lazy_annotations():
     """PEP 649: a name that does not exist is found out when somebody reads the annotations."""
     source = "def f(a: Nowhere): pass"

@@ -390,7 +390,9 @@ def status(view: View, task: Hashable, sketch: Sketch) -> TaskStatus:
 def suspended(made: TaskStatus, thing: object, since: float | None = None) -> TaskStatus:
     """A generator or coroutine that belongs to no task, as a blocker."""
     frame = frame_of(thing)
-    case = Case(made.kind, [frame] if frame is not None else [], thing=thing)
+    case = Case(
+        made.kind, [frame] if frame is not None else [], thing=thing, holder=made.origin.removeprefix("held by ")
+    )
     made = made._replace(seconds=originals.monotonic() - since if since is not None else 0.0, hint=explain(case))
     return _remembered((made.kind, made.ident), made, case, lambda: Sighting([], thing, None))
 

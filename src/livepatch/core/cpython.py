@@ -30,6 +30,9 @@ LAZY_ANNOTATIONS = hasattr(_function, "__annotate__")
 #: Functions have `__type_params__` (PEP 695).
 TYPE_PARAMS = hasattr(_function, "__type_params__")
 
+#: A frame's `f_locals` is a view of its variables (PEP 667). The older one is a copy that the frame keeps.
+LOCALS_ARE_A_VIEW = VERSION >= (3, 13)
+
 #: `sys.remote_exec` exists (PEP 768).
 REMOTE_EXEC = hasattr(sys, "remote_exec")
 

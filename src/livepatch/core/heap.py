@@ -17,7 +17,7 @@ _ITS_OWN = 1000
 def referrers(*things: object) -> list[Any]:
     """`gc.get_referrers`, which passes over frozen objects, without passing over them."""
     with thawed():
-        return gc.get_referrers(*things)
+        return [holder for holder in gc.get_referrers(*things) if holder is not things]
 
 
 def counted(cls: type, look: Callable[[type], Any] = id) -> tuple[int, Any]:

@@ -27,7 +27,8 @@ def funcs(patch: Patch) -> Iterator[Func]:
 
 def redirections_of(patch: Patch) -> list[Redirection]:
     """The redirections of a patch whose functions are on their stacks."""
-    return [redirections[id(func.old_code)] for func in funcs(patch) if func.patched]
+    known = [redirections.get(id(func.old_code)) for func in funcs(patch) if func.patched]
+    return [redirection for redirection in known if redirection is not None]
 
 
 class Found(NamedTuple):
@@ -51,10 +52,10 @@ def patch_object(obj: Object, found: Found, transition: Transition | None) -> No
     """
     for func in obj.all_funcs():
         assert func.old_code is not None
+        func.patched = True  # first: should an exception cut this off, it will be taken off again
         if id(func.old_code) not in redirections:
             redirect.register(func)
         redirections[id(func.old_code)].stack.insert(0, func)
-        func.patched = True
     inner: list[Redirection] = []
     for func in obj.all_funcs():  # nested ones first: what is around them contains their code
         redirection = redirections[id(func.old_code)]
@@ -118,18 +119,22 @@ def surface(obj: Object) -> None:
 def unpatch_object(obj: Object) -> None:
     """Take every function of the object off its stack. What calls reach changes with `settle`."""
     for func in obj.all_funcs():
-        if func.patched:
-            assert func.old_code is not None
-            redirections[id(func.old_code)].stack.remove(func)
-            func.patched = False
+        _take_off(func)
     obj.patched = False
+
+
+def _take_off(func: Func) -> None:
+    """May have been done, in part or as a whole, by a completion that an exception has cut off."""
+    redirection = redirections.get(id(func.old_code))
+    if func.patched and redirection is not None and func in redirection.stack:
+        redirection.stack.remove(func)
+    func.patched = False
 
 
 def unpatch_nops(patch: Patch) -> None:
     """An atomic replace has completed, or is taken back: nops come off their stacks."""
-    for nop in [nop for obj in patch.all_objects() for nop in obj.nops if nop.patched]:
-        redirections[id(nop.old_code)].stack.remove(nop)
-        nop.patched = False
+    for nop in [nop for obj in patch.all_objects() for nop in obj.nops]:
+        _take_off(nop)
 
 
 def settle(touched: list[Redirection]) -> None:
@@ -138,7 +143,7 @@ def settle(touched: list[Redirection]) -> None:
         redirection.settle()
         redirection.forget_transition()
         if not redirection.stack:
-            del redirections[id(redirection.original)]
+            redirections.pop(id(redirection.original), None)
 
 
 def footprint(patch: Patch, state: int) -> Footprint:

@@ -36,8 +36,6 @@ class Driver(Protocol):
 _driver: Driver | None = None
 _due = 0.0
 _wait = 0.001
-#: Whose callbacks are still to be called at the end of the running transition.
-_to_tell: list[Object] = []
 
 #: Rounds after 1, 2, 4 ... milliseconds, up to this many seconds.
 LONGEST_WAIT = 1.0
@@ -110,8 +108,8 @@ def _take_over() -> None:
         return
     patch, transition = _running()
     if transition.gone:
-        _conclude()
-    elif transition.target is not transition.goal:  # nobody was told to move yet
+        _complete_transition()
+    elif not transition.ready:  # nobody was told to move yet
         _cancel_transition()
         if patch not in listed:
             modules.await_modules()
@@ -149,10 +147,12 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
         except TakenOver:
             raise
         except BaseException:
+            if patch.enabled:  # an exception from a signal handler; the transition goes on without us
+                raise
             if patch in listed:
                 listed.remove(patch)
             modules.await_modules()
-            del loaded_patches[patch.name]
+            loaded_patches.pop(patch.name, None)
             raise
     if timeout > 0:
         wait(patch.name, timeout)
@@ -178,10 +178,10 @@ def _check_unshared(patch: Patch) -> None:
 def _enable(patch: Patch) -> None:
     """The kernel's __klp_enable_patch, with its unwinding."""
     log.notice(f"enabling patch '{patch.name}'")
-    _init_transition(patch, PATCHED)
     found: objects.Found | None = None
     present = [obj for obj in patch.all_objects() if obj.module is not None]
     try:
+        _init_transition(patch, PATCHED)
         for obj in present:  # a callback may import more; those are applied as they come
             callbacks.pre_patch(obj)
             if found is None:
@@ -191,13 +191,13 @@ def _enable(patch: Patch) -> None:
         raise
     except BaseException as error:
         log.warning(f"failed to enable patch '{patch.name}'")
-        _cancel_transition()
+        if changing() is not None:
+            _cancel_transition()
         if isinstance(error, LivepatchError) or not isinstance(error, Exception):
             raise
         raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}' could not be applied: {error!r}") from error
-    _start_transition()
     patch.enabled = True
-    _try_complete_transition()
+    _go()
 
 
 # -- the transition ------------------------------------------------------------------------------------------
@@ -228,8 +228,19 @@ def _patch_object(obj: Object, found: objects.Found, transition: Transition | No
         raise
 
 
+def _go() -> None:
+    """From here on a transition goes on until its end, even if an exception from a signal handler cuts us off."""
+    try:
+        _start_transition()
+        _try_complete_transition()
+    finally:
+        if changing() is not None and _driver is not None:
+            _driver.wake()
+
+
 def _start_transition() -> None:
     patch, transition = _running()
+    transition.ready = True
     log.notice(f"'{patch.name}': starting {_name(transition.goal.state)} transition")
     transition.suspended.codes = objects.suspendable(patch)
     transition.start()
@@ -245,7 +256,13 @@ def _round_soon() -> None:
 
 
 def _try_complete_transition() -> None:
-    _, transition = _running()
+    """One round; and first whatever an exception from a signal handler has cut off in the middle."""
+    patch, transition = _running()
+    if not transition.ready:
+        _cancel_transition()
+        return
+    patch.enabled = transition.goal.state == PATCHED
+    transition.suspended.codes = transition.suspended.codes or objects.suspendable(patch)
     if transition.try_complete():
         _complete_transition()
         return
@@ -255,12 +272,32 @@ def _try_complete_transition() -> None:
         _driver.wake()
 
 
+class _Completion:
+    """What is to be done when everybody has arrived, and what is done already: an exception may cut it off anywhere.
+
+    Everything in it can be done twice, but for callbacks, of which each is taken off before it is called.
+    """
+
+    def __init__(self, patch: Patch, transition: Transition) -> None:
+        self.transition = transition
+        self.touched = objects.redirections_of(patch)
+        enabled = transition.goal.state == PATCHED
+        self.replaced = listed[: listed.index(patch)] if patch.replace and enabled else []
+        self.callbacks = [obj for obj in patch.objects if obj.module is not None]
+
+
+_completion: _Completion | None = None
+
+
 def _complete_transition() -> None:
     """Everybody has arrived: take the trampolines away. The order differs by direction, as in the kernel."""
+    global _completion
     patch, transition = _running()
     goal = transition.goal.state
-    log.debug(f"'{patch.name}': completing {_name(goal)} transition")
-    touched = objects.redirections_of(patch)
+    if _completion is None or _completion.transition is not transition:
+        log.debug(f"'{patch.name}': completing {_name(goal)} transition")
+        _completion = _Completion(patch, transition)
+    touched, replaced = _completion.touched, _completion.replaced
     nested = [r for r in touched if r.nested]
     if nested:
         # Closures were made meanwhile, by versions of the enclosing functions that nobody is in any more.
@@ -270,7 +307,7 @@ def _complete_transition() -> None:
     if goal == UNPATCHED:
         for obj in patch.all_objects():
             objects.unpatch_object(obj)
-    for other in _replaced(patch, goal):
+    for other in replaced:
         other.enabled = False
         for obj in other.objects:
             objects.unpatch_object(obj)
@@ -282,35 +319,24 @@ def _complete_transition() -> None:
         replace.discard_nops(patch)
     transition.stop()
     caches.clear(function for redirection in touched for function in redirection.live())
-    _to_tell[:] = [obj for obj in patch.objects if obj.module is not None]
-    _conclude()
-
-
-def _conclude() -> None:
-    """All functions have what they are to have: call the callbacks, and let go of what is gone."""
-    patch, transition = _running()
-    goal = transition.goal.state
-    while _to_tell:
-        (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(_to_tell.pop(0))
+    while _completion.callbacks:
+        obj = _completion.callbacks.pop(0)
+        (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(obj)
     log.notice(f"'{patch.name}': {_name(goal)} complete")
-    replaced = _replaced(patch, goal)
-    for gone in replaced if patch.enabled else [patch]:
+    for gone in replaced if goal == PATCHED else [patch]:
         if gone in listed:
             listed.remove(gone)
     modules.await_modules()
     lists.set_changing(None)
-
-
-def _replaced(patch: Patch, goal: int) -> list[Patch]:
-    """The patches that end with this transition."""
-    return listed[: listed.index(patch)] if patch.replace and goal == PATCHED else []
+    _completion = None
 
 
 def _cancel_transition() -> None:
     """Nobody was told to move yet, so nobody needs to be waited for."""
     patch, transition = _running()
     log.debug(f"'{patch.name}': canceling patching transition, going to unpatch")
-    transition.cancel()
+    if not transition.over:
+        transition.cancel()
     _complete_transition()
 
 
@@ -372,16 +398,20 @@ def _disable(patch: Patch) -> None:
     for obj in patched:
         objects.surface(obj)
     found = objects.find(objects.funcs(patch))
-    _init_transition(patch, UNPATCHED)
-    for obj in patched:
-        callbacks.pre_unpatch(obj)
-    for obj in patched:
-        for redirection in objects.fronts(obj):
-            redirection.adopt(found.functions)
-        objects.install(obj, _running()[1], found)
-    _start_transition()
+    try:
+        _init_transition(patch, UNPATCHED)
+        for obj in patched:
+            callbacks.pre_unpatch(obj)
+        for obj in patched:
+            for redirection in objects.fronts(obj):
+                redirection.adopt(found.functions)
+            objects.install(obj, _running()[1], found)
+    except BaseException:  # from a signal handler
+        if changing() is not None:
+            _cancel_transition()
+        raise
     patch.enabled = False
-    _try_complete_transition()
+    _go()
 
 
 def _reverse_transition() -> None:

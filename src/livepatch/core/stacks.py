@@ -30,13 +30,14 @@ Look = Callable[[], "FrameType | None"]
 class Footprint:
     """The code objects that matter to a transition in its present direction.
 
-    `forbidden` is what tasks must leave, `expected` what they move to; `trampolines` says for each trampoline which
-    code it calls. The code objects themselves are kept, so that no id can be used again.
+    `forbidden` is what tasks must leave, `expected` what they move to, to reach `state`; `trampolines` says for each
+    trampoline which code it calls. The code objects themselves are kept, so that no id can be used again.
     """
 
-    __slots__ = ("_kept", "expected", "forbidden", "trampolines")
+    __slots__ = ("_kept", "expected", "forbidden", "state", "trampolines")
 
     def __init__(self) -> None:
+        self.state = 1
         self.forbidden: set[int] = set()
         self.expected: set[int] = set()
         self.trampolines: dict[int, frozenset[int]] = {}
@@ -76,12 +77,13 @@ class Footprint:
         """There is a trampoline on this stack."""
         return any(id(frame.f_code) in self.trampolines for frame in frames)
 
-    def innermost(self, frame: FrameType | None, outermost: FrameType | None = None) -> set[int] | None:
-        """Which set the innermost version belongs to, from `frame` outwards, up to and including `outermost`."""
+    def world(self, frame: FrameType | None, outermost: FrameType | None = None) -> int | None:
+        """The state of the innermost version from `frame` outwards, up to and including `outermost`."""
         while frame is not None:
-            for versions in (self.forbidden, self.expected):
-                if id(frame.f_code) in versions:
-                    return versions
+            if id(frame.f_code) in self.forbidden:
+                return 1 - self.state
+            if id(frame.f_code) in self.expected:
+                return self.state
             if frame is outermost:
                 return None
             frame = frame.f_back

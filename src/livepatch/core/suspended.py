@@ -4,10 +4,20 @@ A suspended frame outlives the call that made it, and resuming it enters no tram
 by a version of a patched function is known here: those that existed when the transition started, found by asking
 the garbage collector who refers to the code, and those begun since, reported by their trampoline.
 
-Each has an owner, the task that runs it. It keeps its owner from moving as long as it has a frame. One without a
-known owner could be resumed by anybody and keeps everybody; `claim` gives it to the task in whose chain it is seen.
-A generator may wander, too: one begun in one worker thread is resumed in another. While such a one is alive, tasks
-that have moved do not take the fast path, and calls made from inside of it stay in its world.
+Each has an owner, the task that runs it, and keeps its owner from moving as long as it has a frame. Who runs those that
+were found is not written anywhere; they are claimed for a task that shows, at any time, that it is the one:
+
+* `claim_chain`: what a suspended coroutine of the task awaits, as far as that can be followed, and what nobody but
+  these coroutines can reach (`holders.py`): an iterator of a `for`, a context manager that was entered, an ExitStack,
+  an awaitable of somebody's own making with a coroutine behind it.
+* `claim_stack`: a generator that the task is just executing.
+
+One without a known owner could be resumed by anybody and keeps everybody.
+
+An owner may hand over what it has: a generator begun in one worker thread is resumed in another, a coroutine that was
+not awaited yet is put into a queue. These *wander*. While such a one is alive, tasks that have moved do not take the
+fast path, and calls made from inside of it stay in its world. Only a coroutine that is being awaited does not wander:
+Python lets nobody else await it.
 
 Suspended greenlets are whole stacks that no thread shows. They are tasks of their own (`tasks/greenlet.py`), unless
 they serve a task of another kind, as SQLAlchemy's do: there, those of before the transition are known here, and what
@@ -19,12 +29,14 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
+from .codes import ASYNC_GENERATOR, COROUTINE, GENERATOR, ITERABLE_COROUTINE
 from .heap import referrers
+from .holders import held_by, held_only_by
 from .model import TaskStatus
 from .stacks import Footprint, Stack, describe, stack_of, thread_stack
 
@@ -73,11 +85,21 @@ def _lost(thing: object) -> bool:
     return True
 
 
-def status_of(thing: object, state: int) -> TaskStatus:
-    """One that belongs to no task, as a blocker."""
+#: Of how many it is looked for what holds them, when somebody asks: it takes several passes over the heap.
+NAMED = 50
+
+
+def statuses_of(things: list[object], state: int) -> list[TaskStatus]:
+    """Those that belong to no task, as blockers; `origin` says what holds them."""
+    held = held_by(things[:NAMED]) + [""] * len(things[NAMED:])
+    return [_status(thing, state, holder) for thing, holder in zip(things, held, strict=True)]
+
+
+def _status(thing: object, state: int, holder: str) -> TaskStatus:
     frame = frame_of(thing)
+    origin = f"held by {holder}" if holder else ""
     shown = describe(frame) if frame is not None else "finished"
-    return TaskStatus("suspended", type(thing).__name__, hex(id(thing)), state, [shown], [shown])
+    return TaskStatus("suspended", type(thing).__name__, hex(id(thing)), state, [shown], [shown], origin=origin)
 
 
 class Entry:
@@ -90,7 +112,7 @@ class Entry:
         self.code = id(frame.f_code) if frame is not None else 0
         self.key = id(thing)
         self.owner = owner
-        self.wanders = not isinstance(thing, CoroutineType)
+        self.wanders = owner is None or not isinstance(thing, CoroutineType)
         self.reference = weakref.ref(thing, lambda _: gone(self))
 
     def live(self) -> object | None:
@@ -120,6 +142,16 @@ class GreenletEntry(Entry):
         return thing if not frames or footprint.affected(frames) else None
 
 
+def _any(test: Callable[[Entry], object], entries: dict[int, Entry] | None) -> bool:
+    """Whether one of them passes. There may be very many, and the first will do."""
+    while entries:
+        try:
+            return any(map(test, entries.values()))
+        except RuntimeError:  # one vanished meanwhile
+            continue
+    return False
+
+
 class Suspended:
     """The suspended frames of a transition. All methods are called under the switch lock.
 
@@ -131,6 +163,7 @@ class Suspended:
     def __init__(self) -> None:
         self._by_id: dict[int, Entry] = {}
         self._by_owner: dict[Hashable | None, dict[int, Entry]] = {}
+        self._wandering: dict[int, Entry] = {}
         self._forbidden: set[int] = set()
         self._expected: set[int] = set()
         self._footprint = Footprint()
@@ -153,33 +186,58 @@ class Suspended:
             entry = (GreenletEntry if hasattr(thing, "gr_frame") else Entry)(thing, owner, self._forget)
             self._by_id[entry.key] = entry
             self._by_owner.setdefault(owner, {})[entry.key] = entry
+            if entry.wanders:
+                self._wandering[entry.key] = entry
         return entry
 
     def _forget(self, entry: Entry) -> None:
-        self._by_id.pop(entry.key, None)
-        self._by_owner.get(entry.owner, {}).pop(entry.key, None)
+        for entries in (self._by_id, self._wandering, self._by_owner.get(entry.owner, {})):
+            entries.pop(entry.key, None)
 
-    def claim(self, thing: object, owner: Hashable) -> None:
-        """`thing` was seen in the chain of this task."""
+    def claim_chain(self, coroutine: object, owner: Hashable) -> None:
+        """What hangs on the coroutine of a task that does not run just now, and cannot while this is being done."""
+        links = [link for link in chain(coroutine) if isinstance(link, FrameOwner) or _wraps(link)]
+        for link in links:
+            self._claim(link, owner, awaited=isinstance(link, CoroutineType))
+        for greenlet in greenlets_in(coroutine):  # they serve this task
+            self._claim(greenlet, owner, awaited=False)
+        del link
+        if self._by_owner.get(None):
+            for thing in held_only_by(links):
+                self._claim(thing, owner, awaited=False)
+
+    def claim_stack(self, stack: Sequence[FrameType], owner: Hashable) -> None:
+        """These frames, innermost first, were on the stack of this task."""
+        unowned = self._by_owner.get(None)
+        if not unowned or not any(frame.f_code.co_flags & GENERATOR for frame in stack):
+            return
+        mine = set()
+        for frame in reversed(stack):
+            if frame.f_code.co_flags & _AWAITS:  # from here inwards it is a task that an event loop runs
+                break
+            mine.add(id(frame))
+        for entry in list(unowned.values()):
+            thing = entry.live()
+            if isinstance(thing, GeneratorType) and id(thing.gi_frame) in mine:
+                self._claim(thing, owner, awaited=False)
+
+    def _claim(self, thing: object, owner: Hashable, awaited: bool) -> None:
         entry = self._by_id.get(id(thing))
         if entry is not None and entry.owner is None:
             self._by_owner[None].pop(entry.key, None)
             entry.owner = owner
             self._by_owner.setdefault(owner, {})[entry.key] = entry
-
-    def claim_chain(self, coroutine: object, owner: Hashable) -> None:
-        """All that hangs on what this task runs is its own: what it awaits, and greenlets that serve it."""
-        for link in chain(coroutine):
-            self.claim(link, owner)
-        for greenlet in greenlets_in(coroutine):
-            self.claim(greenlet, owner)
+            if awaited:
+                entry.wanders = False
+                self._wandering.pop(entry.key, None)
 
     def disown(self, task: Hashable) -> None:
         """A task has ended. What it leaves behind belongs to nobody known."""
         for key, entry in list(self._by_owner.pop(task, {}).items()):
-            if entry.live() is not None:
-                entry.owner = None
-                self._by_owner.setdefault(None, {})[key] = entry
+            thing = entry.live()
+            if thing is not None:
+                entry.owner, entry.wanders = None, True
+                self._by_owner.setdefault(None, {})[key] = self._wandering[key] = entry
 
     def owners(self) -> list[Hashable]:
         """The tasks that own one."""
@@ -201,6 +259,7 @@ class Suspended:
         """A task does not exist in this process; what it was in the middle of will never go on."""
         for entry in list(self._by_owner.pop(task, {}).values()):
             self._by_id.pop(entry.key, None)
+            self._wandering.pop(entry.key, None)
 
     def strays(self, entry: Entry) -> bool:
         """A generator in code to be left is alive, and anybody may resume it."""
@@ -212,24 +271,31 @@ class Suspended:
 
     def any_strays(self) -> bool:
         """There is one of the former."""
-        return any(self.strays(entry) for entry in list(self._by_id.values()))
+        return _any(self.strays, self._wandering)
 
     def any_ahead(self) -> bool:
         """There is one of the latter."""
-        return any(self.runs_ahead(entry) for entry in list(self._by_id.values()))
+        return _any(self.runs_ahead, self._wandering)
 
     def of(self, owner: Hashable | None) -> list[object]:
         """Those in code to be left that belong to this task; to None: to nobody known."""
         entries = list(self._by_owner.get(owner, {}).values())
         return [thing for entry in entries if (thing := entry.holding(self._footprint)) is not None]
 
+    def _holds(self, entry: Entry) -> bool:
+        return entry.holding(self._footprint) is not None
+
     def unowned(self) -> bool:
         """There is one in code to be left that belongs to nobody known."""
-        return bool(self.of(None))
+        return _any(self._holds, self._by_owner.get(None))
 
     def blocks(self, task: Hashable) -> bool:
         """This task owns one, or somebody unknown does."""
-        return bool(self._by_owner) and bool(self.of(task) or self.of(None))
+        return _any(self._holds, self._by_owner.get(task)) or self.unowned()
+
+    def any_live(self) -> bool:
+        """There is one in code to be left."""
+        return _any(self._holds, self._by_id)
 
     def live(self) -> list[object]:
         """All in code to be left."""
@@ -239,21 +305,32 @@ class Suspended:
         """Follow nothing any more."""
         self._by_id.clear()
         self._by_owner.clear()
+        self._wandering.clear()
 
 
-def chain(awaitable: object) -> Iterable[object]:
+_AWAITS = COROUTINE | ASYNC_GENERATOR | ITERABLE_COROUTINE
+
+#: What the interpreter puts between a coroutine and what it awaits, and shows to the collector only.
+_WRAPPERS = {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
+
+
+def _wraps(awaitable: object) -> bool:
+    return type(awaitable).__name__ in _WRAPPERS and type(awaitable).__module__ == "builtins"
+
+
+def chain(awaitable: object) -> Iterator[object]:
     """What a suspended coroutine waits for, outermost first, as far as it can be followed."""
     while awaitable is not None:
         yield awaitable
+        if _wraps(awaitable):
+            # The first that it refers to is what it stands for; what was sent comes after.
+            known = (r for r in gc.get_referents(awaitable) if isinstance(r, FrameOwner) or _wraps(r))
+            awaitable = next(known, None)
+            continue
         for name in ("cr_await", "gi_yieldfrom", "ag_await"):
             following = getattr(awaitable, name, None)
             if following is not None:
                 break
-        else:
-            following = None
-        if following is None and not isinstance(awaitable, FrameOwner):
-            # `async for` hides its generator in an async_generator_asend, which only the collector sees through.
-            following = next((r for r in gc.get_referents(awaitable) if isinstance(r, AsyncGeneratorType)), None)
         awaitable = following
 
 

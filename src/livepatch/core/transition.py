@@ -20,7 +20,8 @@ trampoline's frame exists, and under the switch lock if anybody is looking; a ch
 looks, from before it takes the snapshot of the stacks until it has written the states (`looking`). So while a checker
 looks, affected frames can only disappear; and whoever found that nobody looks has a frame that the next checker sees.
 A task that has moved takes no lock: it finds itself among those who are where all are going. The lock is re-entrant
-(signal handlers and finalizers call patched functions too), a leaf, and never held while foreign code runs.
+(signal handlers and finalizers call patched functions too) and a leaf; `switch.py` tells what happens when foreign code
+runs under it all the same. Everything below must be in order at every instant for somebody who comes in between.
 
 There may be a million tasks, and one that serves others may be waiting for the lock. So nothing is done for every
 task under one hold of it: they are listed before the first may move, in slices between which others run (`unhurried`),
@@ -43,12 +44,15 @@ import sys
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FrameType
+from typing import Any
 
 from . import originals
 from .model import TaskStatus
 from .pace import unhurried
 from .stacks import Footprint, Stack, describe, stack
 from .suspended import Suspended, find
+from .switch import promptly
+from .switch import switch_lock as switch_lock
 
 #: What a trampoline hands back when its call ends: where it was counted, and in which task.
 Token = tuple[dict[Hashable, int], Hashable]
@@ -58,8 +62,8 @@ IDLE, UNPATCHED, PATCHED = -1, 0, 1
 #: Fake signals are due when this many rounds were in vain, and again after as many.
 SIGNALS_TIMEOUT = 15
 
-#: The switch lock, see above. Lock order: the registry's mutex, then this one.
-switch_lock = originals.RLock()
+#: Stands for all tasks in a look: that the transition is over.
+_ALL = object()
 
 #: Threads that are no tasks: livepatch's own.
 exempt_threads: set[int] = set()
@@ -231,8 +235,14 @@ class Transition:
         self._later: dict[Hashable, float] = {}
         #: When tasks may look again that could not move when they returned from an outermost call.
         self._held: dict[Hashable, float] = {}
+        #: The present look of a checker: who was first, by task: a world if the checker was, else False.
+        self._look: dict[Hashable, World | bool] = {}
+        #: An intruder has begun a generator or coroutine, perhaps while somebody was counting them.
+        self._wild = False
         self.suspended = Suspended()
         self.footprint = Footprint()
+        self.ready = False  # all trampolines are installed
+        self.listed = False  # all tasks are known
         self.over = False  # every task has moved
         self.gone = False  # and no function carries a trampoline any more
         self.total = 0
@@ -269,6 +279,7 @@ class Transition:
 
     # -- what trampolines ask ------------------------------------------------------------------------
 
+    @promptly
     def choose(self, counted: bool, frame: FrameType | None) -> tuple[int | None, Token | None]:
         """The state whose version a trampoline must call, and a token for `leave` if the task has not moved.
 
@@ -278,24 +289,36 @@ class Transition:
         For the slow path only; `frame` is the caller of the trampoline, whose own frame exists already. An
         ordinary call is `counted`, a generator or coroutine is tracked.
         """
-        with switch_lock:
-            if self.over:
-                return None if self.gone else self.goal.state, None
-            task = self.current()
-            if task in exempt_threads:
-                return self.initial.state, None
-            goal = self._state_of(task)
-            moved = goal is self.target and self.target is self.goal
-            if (self.fast is not self.target) if moved else self.ahead:
-                # A generator may be resumed by a task of the other world: it stays in its own, with all that it calls.
-                inside = self.footprint.innermost(frame, self._root(task))
-                if inside is (self.footprint.forbidden if moved else self.footprint.expected):
-                    return 1 - goal.state, None
-            if moved:
-                return goal.state, None
-            if counted:
-                self.calls[task] = self.calls.get(task, 0) + 1
-            return goal.state, (self.calls, task)
+        if self.over:
+            return None if self.gone else self.goal.state, None
+        task = self.current()
+        if task in exempt_threads:
+            return self.initial.state, None
+        goal = self._state_of(task)
+        moved = goal is self.target and self.target is self.goal
+        if (self.fast is not self.target) if moved else self.ahead:
+            # A generator may be resumed by a task of the other world: it stays in its own, with all that it calls.
+            world = self.footprint.world(frame, self._root(task))
+            if world is not None and world != goal.state:
+                return world, None
+        if moved:
+            return goal.state, None
+        if counted:
+            self.calls[task] = self.calls.get(task, 0) + 1
+        return goal.state, (self.calls, task)
+
+    def _intrude(self, method: Callable[..., Any], *args: Any) -> Any:
+        """The running task waits no longer for the lock. Whoever holds it must not rely on what it has seen of it."""
+        task = self.current()
+        world = self._look.setdefault(task, False)
+        if isinstance(world, World):  # it has just been moved, although that may not have been written down yet
+            self._put(task, world)
+        result = method(self, *args)
+        # Now it is among those that are waited for. If that was too late, it is where all others are.
+        if self._look.setdefault(_ALL, False):
+            self.over = True
+            result = method(self, *args)
+        return result
 
     def _state_of(self, task: Hashable) -> World:
         world = self._known(task)
@@ -328,18 +351,20 @@ class Transition:
         for kind in self.kinds:
             kind.notice(task)
 
+    @promptly
     def track(self, frame_owner: object) -> None:
         """A trampoline made a generator or coroutine of a version and is about to run it."""
-        with switch_lock:
-            task = self.current()
-            if self.over or task in exempt_threads:
-                return
-            entry = self.suspended.add(frame_owner, task)
-            if self.suspended.strays(entry):
-                self.fast = World(self.target.state)
-            self.ahead = self.ahead or self.suspended.runs_ahead(entry)
-            if self.ahead:
-                self.stay = NOBODY
+        task = self.current()
+        if self.over or task in exempt_threads:
+            return
+        if not switch_lock._is_owned():
+            self._wild = True
+        entry = self.suspended.add(frame_owner, task)
+        if self.suspended.strays(entry):
+            self.fast = World(self.target.state)
+        self.ahead = self.ahead or self.suspended.runs_ahead(entry)
+        if self.ahead:
+            self.stay = NOBODY
 
     def leave(self, token: Token, counted: bool, switch: bool, frame: FrameType | None) -> None:
         """Exit switching: the trampoline called by `frame` returns in a task that had not moved when it entered.
@@ -360,27 +385,27 @@ class Transition:
         until = self._held.get(task)
         return until is None or originals.monotonic() > until
 
+    @promptly
     def exit(self, token: Token, frame: FrameType | None) -> None:
         """The second half: look, and move."""
         calls, task = token
-        with switch_lock:
-            # A generator may end in another task, whose stack says nothing about this one.
-            if not self.over and calls is self.calls and task == self.current():
-                if not self.boundary:
-                    self._exit(task, frame)
-                self._held[task] = originals.monotonic() + REST
+        # A generator may end in another task, whose stack says nothing about this one.
+        if not self.over and calls is self.calls and task == self.current():
+            if not self.boundary:
+                self._exit(task, frame)
+            self._held[task] = originals.monotonic() + REST
 
+    @promptly
     def update(self, frame: FrameType | None) -> None:
         """The running task, whose innermost frame of its own is `frame`, asks to be moved."""
-        with switch_lock:
-            if not self.over:
-                self._exit(self.current(), frame)
+        if not self.over:
+            self._exit(self.current(), frame)
 
+    @promptly
     def leave_work(self, between: Callable[[Stack], bool], frame: FrameType | None) -> None:
         """The running task has returned from a piece of work to `frame`, and may be between two of them."""
-        with switch_lock:
-            if not self.over and between(stack(frame)):
-                self._exit(self.current(), frame)
+        if not self.over and between(stack(frame)):
+            self._exit(self.current(), frame)
 
     def _exit(self, task: Hashable, frame: FrameType | None) -> None:
         movable = task in self.pending and self.movable(task)
@@ -393,12 +418,14 @@ class Transition:
     def _root(self, task: Hashable) -> FrameType | None:
         return next((root for kind in self.kinds if (root := kind.root(task)) is not None), None)
 
+    @promptly
     def inherit(self, task: Hashable, creator: Hashable | None) -> None:
         """A task is being created, and cannot have reached a trampoline yet. Without a creator it is a piece of work of
         its own, which begins at a boundary."""
-        with switch_lock:
-            if not self.over and self.target is self.goal:
-                self._put(task, self.target if creator is None else self._state_of(creator))
+        if not self.over and self.target is self.goal:
+            world = self.target if creator is None else self._state_of(creator)
+            if self._look.get(task) is not False:  # else it has come into a trampoline already
+                self._put(task, world)
 
     def state_of(self, task: Hashable) -> int:
         """The state of a task, for people."""
@@ -431,8 +458,11 @@ class Transition:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Hold the switch lock, and let nobody choose without it: for whoever looks at others and moves them."""
+        inside = switch_lock._is_owned()
         with switch_lock:
             nested, self.stay = self.stay is NOBODY, NOBODY
+            if not inside:
+                self._look = {}
             try:
                 yield
             finally:
@@ -442,6 +472,8 @@ class Transition:
     def switch(self, task: Hashable, way: str) -> None:
         """Move a task. The caller has made sure, within this same `looking` or as the task itself, that it may."""
         assert way == "exit" or self.stay is NOBODY, "whoever moves others has to be `looking`"
+        if self._look.setdefault(task, self.target) is not self.target:
+            return
         self.goal.add(task)
         self.initial.discard(task)
         self.moved[way] += 1
@@ -466,12 +498,16 @@ class Transition:
             with switch_lock:
                 self.suspended.add(thing, None)
         with switch_lock:
+            self.listed = True
             self.total = len(self.initial)
             kept = self._start()
         del kept
 
     def _start(self) -> list[object]:
-        self.footprint = self._footprint(self.goal.state)
+        # Until it is known what is suspended, everybody looks on the stack whose world a call is made in.
+        self.fast, self.ahead, self.stay = World(self.target.state), True, NOBODY
+        self._look = {}
+        self._mark()
         kept = self.suspended.start(self.footprint)
         self.calls, self._held, self._later = {}, {}, {}
         self.begun = originals.monotonic()
@@ -482,16 +518,21 @@ class Transition:
             kind.start(self)
         return kept
 
+    def _mark(self) -> None:
+        footprint = self._footprint(self.goal.state)
+        footprint.state = self.goal.state
+        self.footprint = footprint
+
     def cancel(self) -> None:
         """Nobody was told to move: everybody is where it was."""
         with switch_lock:
-            self.initial, self.goal = self.goal, self.initial
             self.stay = NOBODY
-            self.over = True
+            self.initial, self.goal, self.over = self.goal, self.initial, True  # in one step
 
     def reverse(self) -> None:
         """Go back. Whoever has not moved is in the new target state already, wherever it is."""
         with switch_lock:
+            self.fast, self.ahead, self.stay = World(self.target.state), True, NOBODY
             self.initial, self.goal = self.goal, self.initial
             kept = self._start()
             moved = list(self.pending)
@@ -503,7 +544,7 @@ class Transition:
     def renew(self, codes: list[CodeType]) -> None:
         """More functions belong to the patch now; `codes` are those whose frames may be suspended."""
         with switch_lock:
-            self.footprint = self._footprint(self.goal.state)
+            self._mark()
             self.suspended.codes = codes
             kept = self.suspended.start(self.footprint)
             self._renew_fast()
@@ -543,17 +584,23 @@ class Transition:
     def try_complete(self) -> bool:
         """One round. True when every task has moved; whoever asks from now on gets the target's version."""
         self.find_current()
+        kept: list[object] = []
+        if not self.listed:
+            self.start()  # an exception has cut it off
+        elif self.target is not self.goal:
+            with switch_lock:
+                kept += self._start()  # or this
         for kind in self.kinds:
             kind.inspect(self)
-        kept: list[object] = []
-        with switch_lock:
+        with self.looking():
             for kind in self.kinds:
                 for task in kind.finished():
                     kept.append(task)
                     self.forget(task)
             self._renew_fast()
-            if not self.pending and not self.suspended.live():
-                self.over = True
+            if not self.over and not self.pending and not self.suspended.any_live():
+                self.over = bool(self._look.setdefault(_ALL, True))
+            if self.over:
                 return True
         if self.rounds and self.rounds % SIGNALS_TIMEOUT == 0:
             for kind in self.kinds:
@@ -561,8 +608,9 @@ class Transition:
         self.rounds += 1
         return False
 
+    @promptly
     def forget(self, task: Hashable) -> None:
-        """A task has ended. The caller holds the lock, and a reference for as long as it does."""
+        """A task has ended. The caller keeps a reference for as long as anybody holds the lock."""
         self.goal.discard(task)
         self.calls.pop(task, None)
         self._held.pop(task, None)
@@ -574,9 +622,12 @@ class Transition:
                 self.wake()
 
     def _renew_fast(self) -> None:
-        strays = self.target is self.goal and self.suspended.any_strays()
-        self.fast = World(self.target.state) if strays else self.target
-        self.ahead = self.target is self.goal and self.suspended.any_ahead()
+        moving = self.target is self.goal
+        strays = World(self.target.state) if moving and self.suspended.any_strays() else self.target
+        ahead = moving and self.suspended.any_ahead()
+        # Each of these lines is one step, without a call: what an intruder says comes before it or after it.
+        self.fast = strays if not self._wild else self.fast
+        self.ahead = ahead or self._wild
         self._renew_stay()
 
     def _renew_stay(self) -> None:

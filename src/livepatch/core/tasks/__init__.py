@@ -11,7 +11,7 @@ from types import CodeType
 from .. import blockers as words
 from ..model import TaskStatus
 from ..stacks import Footprint
-from ..suspended import find, status_of
+from ..suspended import find, statuses_of
 from ..transition import IDLE, Everything, Kind, Transition, View, exempt_threads, switch_lock
 from . import asyncio, greenlet, threads, trio
 
@@ -53,5 +53,5 @@ def blockers(footprint: Footprint, codes: list[CodeType]) -> list[TaskStatus]:
 
 def _hidden(suspended: list[object], state: int, shown: set[str], since: float | None = None) -> list[TaskStatus]:
     """What is suspended in frames that no task has shown."""
-    found = [(status_of(thing, state), thing) for thing in suspended]
+    found = zip(statuses_of(suspended, state), suspended, strict=True)
     return [words.suspended(status, thing, since) for status, thing in found if status.blocking[0] not in shown]

@@ -253,10 +253,9 @@ class Loops(Kind):
                     self._creators.pop(thread, None)
                 else:
                     self._creators[thread] = outer
-            with switch_lock:
-                if not transition.knows(task) and not task.done():  # an eager one has begun to run
-                    starts_work = transition.boundary and is_work(getattr(task.get_coro(), "cr_code", None))
-                    transition.inherit(task, None if starts_work else creator)
+            if not transition.knows(task) and not task.done():  # an eager one has begun to run
+                starts_work = transition.boundary and is_work(getattr(task.get_coro(), "cr_code", None))
+                transition.inherit(task, None if starts_work else creator)
             task.add_done_callback(self._ended)
             return task
 
@@ -266,8 +265,7 @@ class Loops(Kind):
         """There may be millions of them before a transition completes."""
         transition = self._transition
         if transition is not None:
-            with switch_lock:
-                transition.forget(task)
+            transition.forget(task)
 
     def stop(self, transition: Transition) -> None:
         """Callbacks still under way see that the transition is over."""

@@ -175,8 +175,7 @@ class Greenlets(Kind):
             init(greenlet, *args, **kwargs)
             transition = self._transition
             if transition is not None:
-                with switch_lock:
-                    transition.inherit(greenlet, transition.current())
+                transition.inherit(greenlet, transition.current())
 
         module.GreenThread.__init__ = __init__
 

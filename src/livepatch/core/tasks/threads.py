@@ -80,6 +80,8 @@ class Threads(Kind):
                 # Whoever does this round has called us: that is a boundary.
                 if transition.boundary and ident != me and not all(map(boundaries.between_works, stacks)):
                     continue
+                if transition.suspended.unowned():
+                    transition.suspended.claim_stack(stacks[0], ident)
                 if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
 

@@ -125,14 +125,13 @@ class Runs(Kind):
                 thread = originals.get_ident()
                 own = stack(sys._getframe(1))
                 transition.look_at_self(thread, own, between_works)
-                nobodys = transition.suspended.of(None)
                 while tasks and originals.monotonic() < deadline:
                     task = tasks.pop()
                     frames = stack_of_coroutine(task.coro) if task is not transition.current() else own
                     if not frames:
                         transition.forget(task)
                     elif task in transition.pending:
-                        if nobodys:
+                        if transition.suspended.unowned():
                             transition.suspended.claim_chain(task.coro, task)
                         transition.uncount(task)
                         if transition.movable(task) and (not transition.boundary or between_works(frames)):
@@ -163,9 +162,8 @@ class Runs(Kind):
             task = spawn(run, *args, **kwargs)
             current = self._transition
             if current is not None:
-                with switch_lock:
-                    starts_work = current.boundary and is_work(getattr(task.coro, "cr_code", None))
-                    current.inherit(task, None if starts_work else current.current())
+                starts_work = current.boundary and is_work(getattr(task.coro, "cr_code", None))
+                current.inherit(task, None if starts_work else current.current())
             return task
 
         trio.Runner.spawn_impl = spawn_impl
