@@ -121,7 +121,7 @@ _LOOKS = 5
 
 def _seen(look: Look, unless: Look | None) -> Any:
     seen: list[Any] = []
-    steps: Iterator[Any] = accumulate(chain(_once(look), repeat("f_back")), getattr)  # type: ignore[arg-type]
+    steps: Iterator[Any] = accumulate(chain(_once(look), repeat("f_back")), getattr)
     try:
         seen.extend(steps if unless is None else chain(_once(unless), steps))
     except AttributeError:

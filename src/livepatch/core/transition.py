@@ -65,11 +65,6 @@ switch_lock = originals.RLock()
 exempt_threads: set[int] = set()
 
 
-#: Seconds for which a task that could not move does not look again. It moves that much later at worst, and a call that
-#: is made often, from within one to be left, does not walk the stack every time.
-REST = 0.0002
-
-
 class World(set[Hashable]):
     """The tasks that are in one state, within one transition."""
 
@@ -224,8 +219,9 @@ class Transition:
         self.ahead = False  # there is such a frame
         #: Ordinary calls under way in the version to be left, by task; another dict for every direction.
         self.calls: dict[Hashable, int] = {}
-        #: When tasks may look again that could not move when they returned from an outermost call.
-        self._held: dict[Hashable, float] = {}
+        #: Where tasks returned to from an outermost call when they could not move, by the ids of code: from there they
+        #: do not look again before the next round. Walking the stack every time is dear.
+        self._held: dict[Hashable, set[int]] = {}
         self.suspended = Suspended()
         self.footprint = Footprint()
         self.over = False  # every task has moved
@@ -350,8 +346,13 @@ class Transition:
             calls[task] = left
             return False
         calls.pop(task, None)
-        until = self._held.get(task)
-        return until is None or originals.monotonic() > until
+        held = self._held.get(task)
+        if held is None:
+            return True
+        try:
+            return id(sys._getframe(2).f_code) not in held
+        except ValueError:  # nobody called the trampoline
+            return True
 
     def exit(self, token: Token, frame: FrameType | None) -> None:
         """The second half: look, and move."""
@@ -361,7 +362,8 @@ class Transition:
                 if not self.over and calls is self.calls and task == self.current():
                 if not self.boundary:
                     self._exit(task, frame)
-                self._held[task] = originals.monotonic() + REST
+                if frame is not None:
+                    self._held.setdefault(task, set()).add(id(frame.f_code))
 
     def update(self, frame: FrameType | None) -> None:
         """The running task, whose innermost frame of its own is `frame`, asks to be moved."""
@@ -530,6 +532,7 @@ class Transition:
     def try_complete(self) -> bool:
         """One round. True when every task has moved; whoever asks from now on gets the target's version."""
         self.find_current()
+        self._held.clear()
         for kind in self.kinds:
             kind.inspect(self)
         kept: list[object] = []
