@@ -11,7 +11,7 @@ import pytest
 from tests.core import kit
 
 import livepatch as lp
-from livepatch.core import cpython, registry, stacks
+from livepatch.core import cpython, registry, stacks, transition
 from livepatch.core.tasks import exempt_thread, threads
 from livepatch.core.transition import exempt_threads
 from livepatch.testing import finish, tick
@@ -490,6 +490,30 @@ def test_a_greenlet_that_is_switched_out_of_an_old_call_holds_its_thread(module,
     go.set()
     assert done.wait(kit.PATIENCE)
     assert met == ["old", ("old", "old")]
+    finish()
+    kit.take_out("p")
+
+
+def test_a_thread_inside_of_an_old_call_does_not_walk_its_stack_every_time(module, worker, monkeypatch):
+    """From where it could not move it looks again in the next round; from elsewhere at once."""
+    text = """
+        def f(): return "old"
+        def stay(gate):
+            gate()
+            return [f() for _ in range(100)], [f() for _ in range(100)]
+    """
+    target, thread, gate, looks = module(text), worker(), kit.Gate(), []
+    look = transition.Transition.exit
+    monkeypatch.setattr(transition.Transition, "exit", lambda *args: looks.append(args) or look(*args))
+    inside = thread.begin(target.stay, gate)
+    gate.arrived()
+    lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "f", "stay"))
+    gate.open()
+    assert {word for words in inside.result(kit.PATIENCE) for word in words} == {"old"}
+    assert len(looks) <= 2
+    assert thread.do(target.f) == "old"
+    assert thread.do(target.f) == "new"
+    del looks[:]
     finish()
     kit.take_out("p")
 

@@ -69,11 +69,6 @@ _ALL = object()
 exempt_threads: set[int] = set()
 
 
-#: Seconds for which a task that could not move does not look again. It moves that much later at worst, and a call that
-#: is made often, from within one to be left, does not walk the stack every time.
-REST = 0.0002
-
-
 class World(set[Hashable]):
     """The tasks that are in one state, within one transition."""
 
@@ -233,8 +228,9 @@ class Transition:
         #: Since when all that have not moved are pending, but for those that came later.
         self.begun = 0.0
         self._later: dict[Hashable, float] = {}
-        #: When tasks may look again that could not move when they returned from an outermost call.
-        self._held: dict[Hashable, float] = {}
+        #: Where tasks returned to from an outermost call when they could not move, by the ids of code: from there they
+        #: do not look again before the next round. Walking the stack every time is dear.
+        self._held: dict[Hashable, set[int]] = {}
         #: The present look of a checker: who was first, by task: a world if the checker was, else False.
         self._look: dict[Hashable, World | bool] = {}
         #: An intruder has begun a generator or coroutine, perhaps while somebody was counting them.
@@ -382,8 +378,13 @@ class Transition:
             calls[task] = left
             return False
         calls.pop(task, None)
-        until = self._held.get(task)
-        return until is None or originals.monotonic() > until
+        held = self._held.get(task)
+        if held is None:
+            return True
+        try:
+            return id(sys._getframe(2).f_code) not in held
+        except ValueError:  # nobody called the trampoline
+            return True
 
     @promptly
     def exit(self, token: Token, frame: FrameType | None) -> None:
@@ -393,7 +394,8 @@ class Transition:
         if not self.over and calls is self.calls and task == self.current():
             if not self.boundary:
                 self._exit(task, frame)
-            self._held[task] = originals.monotonic() + REST
+            if frame is not None:
+                self._held.setdefault(task, set()).add(id(frame.f_code))
 
     @promptly
     def update(self, frame: FrameType | None) -> None:
@@ -590,6 +592,7 @@ class Transition:
         elif self.target is not self.goal:
             with switch_lock:
                 kept += self._start()  # or this
+        self._held.clear()
         for kind in self.kinds:
             kind.inspect(self)
         with self.looking():
