@@ -113,6 +113,19 @@ def test_check_changes_nothing_and_names_who_is_in_the_way(target, line):
     assert target.hear() == ""
 
 
+def test_who_is_still_there_is_asked_without_the_file(target, line):
+    assert line.call("still")["result"] == []
+    target.say("enter")
+    assert target.hear() == "inside"
+    while not (still := line.call("still")["result"]):  # it may not have been asleep at the first look
+        (found,) = send(line, "check", SLOW)["result"]["blocking"]
+    assert {**still[0], "seconds": 0, "stuck": False} == {**found, "seconds": 0, "stuck": False}
+    assert still[0]["seconds"] >= found["seconds"]
+    target.say("leave")
+    while line.call("still")["result"]:
+        pass
+
+
 @pytest.mark.parametrize("method", ["load", "check"])
 @pytest.mark.parametrize(
     ("source", "symbol", "sentence"),

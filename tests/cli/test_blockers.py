@@ -126,7 +126,7 @@ def test_check_is_done_when_nobody_stays(lp, service, enter, patch):
     done = lp("check", patch("fix", "brief"), "--pid", service.pid, "--watch", 10 * PATIENCE)
     leaves.join()
     assert (done.status, done.err) == (0, "")
-    assert done.out.endswith("None of them stayed.\n")
+    assert done.out.endswith("None of them was seen to stay.\n")
 
 
 def test_check_for_programs(lp, service, enter, asleep, patch):

@@ -262,12 +262,14 @@ def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
     stay, idents = tasks, {(task["kind"], task["ident"]) for task in tasks}
     while stay and (left := deadline - time.monotonic()) > 0:
         time.sleep(min(pause, left))
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        asked = time.monotonic()
         stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
+        # Never more than a tenth of the target's time.
+        pause = max(min(pause * 2, _LONGEST_PAUSE), 10 * (time.monotonic() - asked))
     for task in stay:
         output.warn(warning(task))
     if not stay:
-        output.say("None of them stayed.")
+        output.say("None of them was seen to stay.")
     elif len(stay) < len(tasks):
-        output.say(f"{len(tasks) - len(stay)} of {len(tasks)} did not stay.")
+        output.say(f"{len(stay)} of {len(tasks)} were seen to stay.")
     return stay

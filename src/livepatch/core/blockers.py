@@ -258,6 +258,7 @@ class Sighting:
         self._marks = _marks(path)
         self._once = all(_passed_once(outer, inner) for inner, outer in pairwise(path))
         self._ran = self._has_run()
+        self._asleep = False  # since the task last ran, its stack was seen
 
     def lasts(self, frames: Sequence[FrameType]) -> bool:
         """It is the very same call that is on this stack now."""
@@ -265,19 +266,25 @@ class Sighting:
             return frame_of(self._owner()) is not None
         if self._source is None or self._source() is None or _marks(frames[-len(self._marks) :]) != self._marks:
             return False
-        return self._once or (self._ran is not None and self._ran == self._has_run())
+        self._asleep = self._has_not_run()
+        return self._once or self._asleep
 
     def still(self) -> bool | None:
         """It is the very same call that is there now; None if its stack cannot be had."""
         source = self._source() if self._source is not None else None
         if self._look is None or source is None:
             return self.lasts([])
+        if self._asleep and self._has_not_run():
+            return True
         for _ in range(_LOOKS):
             frames = self._look(source)
             if frames is not None:
                 return self.lasts(frames)
             originals.sleep(0.0005)
         return None
+
+    def _has_not_run(self) -> bool:
+        return self._ran is not None and self._ran == self._has_run()
 
     def _has_run(self) -> object:
         source = self._source() if self._source is not None else None
