@@ -20,8 +20,8 @@ trampoline's frame exists, and under the switch lock if anybody is looking; a ch
 looks, from before it takes the snapshot of the stacks until it has written the states (`looking`). So while a checker
 looks, affected frames can only disappear; and whoever found that nobody looks has a frame that the next checker sees.
 A task that has moved takes no lock: it finds itself among those who are where all are going. The lock is re-entrant
-(signal handlers and finalizers call patched functions too) and a leaf; `switch.py` tells what happens when foreign code runs under it all the same. Everything below
-must be in order at every instant for somebody who comes in between.
+(signal handlers and finalizers call patched functions too) and a leaf; `switch.py` tells what happens when foreign code
+runs under it all the same. Everything below must be in order at every instant for somebody who comes in between.
 
 There may be a million tasks, and one that serves others may be waiting for the lock. So nothing is done for every
 task under one hold of it: they are listed before the first may move, in slices between which others run (`unhurried`),

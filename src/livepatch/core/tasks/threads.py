@@ -18,6 +18,7 @@ import _thread
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable
+from types import FrameType
 from typing import Any
 
 from .. import cpython, originals
@@ -51,14 +52,15 @@ class Threads(Kind):
             self._idents.add(task)
 
     def finished(self) -> list[Hashable]:
-        # One that was just started is not there either, before its first line: it keeps the state of its creator. If that
-        # has not moved, nothing is lost, since who is unknown begins there.
-        alive, pending = sys._current_frames(), self._transition.pending if self._transition is not None else ()
+        # One that was just started is not there either, before its first line: it keeps the state of its creator. If
+        # that has not moved, nothing is lost, since who is unknown begins there.
+        alive, pending = set(sys._current_frames()), self._transition.pending if self._transition is not None else ()
         ended = [ident for ident in self._idents if ident not in alive and ident in pending]
         self._idents.difference_update(ended)
         return list(ended)
 
     def inspect(self, transition: Transition) -> None:
+        stacks: list[Stack] | None
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
         me = originals.get_ident()
         with transition.looking():
@@ -78,6 +80,7 @@ class Threads(Kind):
                     transition.suspended.claim_stack(stacks[0], ident)
                 if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
+        kept, stacks = [], None  # our own frame is in there, too: else all would live until the collector comes
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
@@ -126,6 +129,8 @@ class Threads(Kind):
                 kept.append(stacks)
                 frames = stacks[0] if stacks else []
                 blocking = []
+                affected: list[FrameType] = []
+                frame: FrameType | None
                 if ident in view.pending:
                     affected = [frame for each in stacks or [] if (frame := view.footprint.affected(each)) is not None]
                     blocking = view.blocking(ident, affected)
@@ -144,6 +149,7 @@ class Threads(Kind):
                         stack=[describe(frame) for frame in frames],
                     )
                 )
+        kept, stacks, frames, affected, frame = [], None, [], [], None  # see inspect, again
         return found
 
 
