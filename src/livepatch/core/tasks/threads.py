@@ -58,12 +58,13 @@ class Threads(Kind):
     def finished(self) -> list[Hashable]:
         # One that was just started is not there either, before its first line: it keeps the state of its creator. If
         # that has not moved, nothing is lost, since who is unknown begins there.
-        alive, pending = sys._current_frames(), self._transition.pending if self._transition is not None else ()
+        alive, pending = set(sys._current_frames()), self._transition.pending if self._transition is not None else ()
         ended = [ident for ident in self._idents if ident not in alive and ident in pending]
         self._idents.difference_update(ended)
         return list(ended)
 
     def inspect(self, transition: Transition) -> None:
+        stacks: list[Stack] | None
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
         me = originals.get_ident()
         with transition.looking():
@@ -84,6 +85,7 @@ class Threads(Kind):
                     transition.suspended.claim_stack(stacks[0], ident)
                 if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
+        kept, stacks = [], None  # our own frame is in there, too: else all would live until the collector comes
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
