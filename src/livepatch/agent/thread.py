@@ -37,7 +37,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from livepatch.core import lists, log, registry
+from livepatch.core import clock, lists, log, registry
 from livepatch.core.model import LivepatchError, PatchStatus
 from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
@@ -156,8 +156,8 @@ class Agent:
         if not self._alive or threading.get_ident() == self._idents[0]:
             return
         self.wake()
-        deadline = time.monotonic() + _FORK_PATIENCE
-        while (self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}")) and time.monotonic() < deadline:
+        deadline = clock.monotonic() + _FORK_PATIENCE
+        while (self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}")) and clock.monotonic() < deadline:
             time.sleep(0.0001)
 
     def resume(self) -> None:

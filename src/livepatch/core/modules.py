@@ -30,7 +30,7 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import caches, callbacks, cpython, lists, log, objects, redirect
+from . import caches, callbacks, clock, cpython, lists, log, objects, redirect
 from .codes import definitions
 from .model import Body, LivepatchError, Object, Patch
 from .redirect import Redirection, redirections
@@ -436,8 +436,8 @@ def await_absent(patch: Patch) -> None:
         name = obj.name
         if name is None or obj.module is not None or name in _loading:
             continue
-        deadline = time.monotonic() + 1.0
-        while name not in sys.modules and cpython.importing(name) and time.monotonic() < deadline:
+        deadline = clock.monotonic() + 1.0
+        while name not in sys.modules and cpython.importing(name) and clock.monotonic() < deadline:
             time.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
         module = sys.modules.get(name)
         spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None

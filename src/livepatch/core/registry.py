@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Protocol
 
-from . import caches, callbacks, cpython, lists, log, modules, objects, redirect, replace, state
+from . import caches, callbacks, clock, cpython, lists, log, modules, objects, redirect, replace, state
 from . import tasks as task_kinds
 from .lists import changing, exclusively, listed, loaded_patches, taints, transition_of
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
@@ -71,7 +71,7 @@ def _wake() -> None:
 
 def next_round() -> float | None:
     """Seconds until the next round is due; None without a transition."""
-    return None if changing() is None else max(0.0, _due - time.monotonic())
+    return None if changing() is None else max(0.0, _due - clock.monotonic())
 
 
 def tick() -> None:
@@ -81,7 +81,7 @@ def tick() -> None:
         if changing() is None or lists.busy():
             return
         with exclusively():
-            _due = time.monotonic() + _wait
+            _due = clock.monotonic() + _wait
             _wait = min(_wait * 2, LONGEST_WAIT)
             modules.sweep()
             _try_complete_transition()
@@ -204,7 +204,7 @@ def _start_transition() -> None:
 def _round_soon() -> None:
     global _due, _wait
     _wait = FIRST_WAIT
-    _due = time.monotonic() + _wait
+    _due = clock.monotonic() + _wait
     if _driver is not None:
         _driver.wake()
 
@@ -403,12 +403,12 @@ def set_redirection(enabled: bool) -> None:
 
 def wait(name: str, timeout: float) -> bool:
     """Wait until no transition of this patch runs any more, at most `timeout` seconds; whether that is so."""
-    deadline = time.monotonic() + timeout
+    deadline = clock.monotonic() + timeout
     while True:
         now = changing()
         if now is None or now[0].name != name:
             return True
-        left = deadline - time.monotonic()
+        left = deadline - clock.monotonic()
         if left <= 0:
             return False
         due = next_round()
@@ -451,7 +451,7 @@ def _status(patch: Patch) -> PatchStatus:
             }
             for obj in patch.all_objects()
         ],
-        seconds=time.monotonic() - transition.started if transition is not None else 0.0,
+        seconds=clock.monotonic() - transition.started if transition is not None else 0.0,
         total=transition.total if transition is not None else 0,
         left=len(transition.pending) if transition is not None else 0,
     )

@@ -37,11 +37,11 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Protocol
 
+from . import clock
 from .model import TaskStatus
 from .stacks import Footprint, describe
 from .suspended import Suspended
@@ -185,7 +185,7 @@ class Transition:
         self.total = 0
         self.rounds = 0
         self._epoch = 0
-        self.started = time.monotonic()
+        self.started = clock.monotonic()
         #: How many tasks moved in which way, for reports and tests.
         self.moved = {"stack check": 0, "exit": 0, "idle": 0, "force": 0}
 

@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
-from .. import cpython
+from .. import clock, cpython
 from ..model import TaskStatus
 from ..stacks import describe
 from ..suspended import chain, frame_of
@@ -135,7 +134,7 @@ class Loops:
                         and not transition.footprint.affected(sys._getframe(1), kept)
                     ):
                         transition.switch(thread, "idle")
-                    self._check(transition, tasks, time.monotonic() + SLICE)
+                    self._check(transition, tasks, clock.monotonic() + SLICE)
             if tasks:
                 loop.call_soon(check)
             else:
@@ -159,12 +158,12 @@ class Loops:
                 clean = not transition.footprint.affected(sys._getframe(1), kept, self.root(current))
                 if clean and current in transition.pending and transition.movable(current):
                     transition.switch(current, "stack check")
-            self._check(transition, tasks, time.monotonic() + 3600)
+            self._check(transition, tasks, clock.monotonic() + 3600)
 
     def _check(self, transition: Transition, tasks: list[Any], deadline: float) -> None:
         """Move what can be moved, take it off the list, and stop at the deadline."""
         nobodys = transition.suspended.of(None)
-        while tasks and time.monotonic() < deadline:
+        while tasks and clock.monotonic() < deadline:
             task = tasks.pop()
             if task.done():
                 transition.forget(task)
