@@ -31,6 +31,7 @@ from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from . import caches, callbacks, clock, cpython, lists, log, objects, redirect
+from .carriers import functions_of
 from .codes import definitions
 from .model import Body, LivepatchError, Object, Patch
 from .redirect import Redirection, redirections
@@ -141,7 +142,7 @@ def _adopt(born: list[Redirection]) -> None:
     current = [redirections.get(id(redirection.original), redirection) for redirection in born]
     for redirection, stubbed in zip(current, born, strict=True):
         redirection.stub = stubbed.stub
-    found = redirect.functions_of(code for redirection in current for code in redirection.codes())
+    found = functions_of(code for redirection in current for code in redirection.codes())
     cached = caches.cached()
     for redirection in current:
         redirection.adopt(found)
