@@ -63,30 +63,35 @@ class Carriers:
         """All code under which a function object of this original can be found."""
         raise NotImplementedError
 
+    def stale(self) -> list[CodeType]:
+        """Trampolines of earlier transitions that somebody is still in, or that some function still carries."""
+        raise NotImplementedError
+
     def adopt_among(self, found: dict[int, list[FunctionType]], others: Iterable[Carriers]) -> None:
         """Take those of the function objects that belong here and not to others; see `functions_of`.
 
         Whoever carries the original's code is one. Of those that carry a version's, closures are, and the copies that
-        others make of a patched function to call it; who carried it before has it from elsewhere, and is not ours.
+        others make of a patched function to call it; who carried it before has it from elsewhere, and is not ours. An
+        old trampoline is in a function where somebody has put it back.
         """
         original = {id(code) for code in (self.original, self.stub, *self.twins)}
+        stale = {id(code) for code in self.stale()}
         for code in self.codes():
             for function in found.get(id(code), ()):
                 if function in self._given:
                     continue
                 if id(code) in original or self.nested:
                     self._given[function] = dict(self.saved(function))
-                elif self._is_copy(function) and not any(function in other._given for other in others):
+                elif function in self._others or any(function in other._given for other in others):
+                    continue
+                elif any(known.__globals__ is function.__globals__ for known in self.functions()):
                     self._adopt_copy(function)
+                elif id(code) in stale:
+                    self._given[function] = dict(self.saved(function))
 
     def set_apart(self, carriers: Iterable[FunctionType]) -> None:
         """These carry the code of a new version before anything is redirected to it."""
         self._others.update(function for function in carriers if function not in self._given)
-
-    def _is_copy(self, function: FunctionType) -> bool:
-        return function not in self._others and any(
-            known.__globals__ is function.__globals__ for known in self.functions()
-        )
 
     def _adopt_copy(self, copy: FunctionType) -> None:
         """What it has from the version that it was made of is not what it shall have without that."""

@@ -267,7 +267,6 @@ class Redirection(Carriers):
                 function.__code__ = code
 
     def stale(self) -> list[CodeType]:
-        """Trampolines of earlier transitions that somebody is still in, or that late closures still carry."""
         return [code for code, _ in _stale.of(self.original)]
 
     def forget_transition(self) -> None:
