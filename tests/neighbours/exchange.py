@@ -1,11 +1,17 @@
 """Neighbours who exchange the code of functions, written as such tools are: one wraps, the other rewrites.
 
-The real ones among them need a release for every Python; these work on all.
+The real ones among them need a release for every Python; these work on all. ddtrace is here where there is one: its
+wrapper is of the first kind, with the parameters of the function.
 """
 
 import functools
 import inspect
 from types import FunctionType
+
+try:
+    from ddtrace.internal import wrapping
+except ImportError:
+    wrapping = None
 
 _BODY = {
     "def": "return hook(inner, args, kwargs)",
@@ -47,6 +53,15 @@ def outer({cells}):
 
 def _unwrap(function, inner):
     function.__code__ = inner.__code__
+
+
+def dd_wrap(function, hook):
+    """The same by ddtrace."""
+    wrapping.wrap(function, hook)
+    return lambda: wrapping.unwrap(function, hook)
+
+
+WRAPPERS = {"wrap": wrap} | ({"ddtrace": dd_wrap} if wrapping is not None else {})
 
 
 class Probe:

@@ -372,18 +372,24 @@ def test_hooks_that_wait_for_a_module_which_a_patch_waits_for(tmp_path, monkeypa
     def new():
         return "new"
 
+    def heard(obj):
+        called.append(obj.module_state)
+
     try:
         for first in ("patch", "hook"):
-            name, met = f"lp_hooked_{first}", []
+            name, met, called = f"lp_hooked_{first}", [], []
             (tmp_path / f"{name}.py").write_text("def f(): return 'old'\nborn = f()\n")
             steps = [
-                lambda: lp.enable_patch(lp.Patch("p", [lp.Object(name, [lp.Func("f", new)])])),
+                lambda: lp.enable_patch(
+                    lp.Patch("p", [lp.Object(name, [lp.Func("f", new)], callbacks=lp.Callbacks(heard, heard))])
+                ),
                 lambda: wrapt.register_post_import_hook(hook, name),
             ]
             for step in steps if first == "patch" else steps[::-1]:
                 step()
             target = __import__(name)
             assert met == ["new"]
+            assert called == ["COMING", "COMING"]
             assert (target.born, target.f()) == ("new", ("shown", "new"))
             kit.take_out("p")
             assert target.f() == ("shown", "old")

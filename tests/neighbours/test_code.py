@@ -55,18 +55,9 @@ def shown_in_turn(made):
         yield "wrapped", *one
 
 
-def dd_wrap(function, with_hook):
-    wrapping = pytest.importorskip("ddtrace.internal.wrapping")
-    wrapping.wrap(function, with_hook)
-    return lambda: wrapping.unwrap(function, with_hook)
-
-
-WRAPPERS = {"ours": exchange.wrap, "ddtrace": dd_wrap}
-
-
-@pytest.fixture(params=WRAPPERS)
+@pytest.fixture(params=exchange.WRAPPERS)
 def wrap(request):
-    return WRAPPERS[request.param]
+    return exchange.WRAPPERS[request.param]
 
 
 @pytest.fixture
