@@ -10,11 +10,10 @@ import os
 import pdb
 import subprocess
 import sys
-import textwrap
 
 import pytest
 from tests.core import kit
-from tests.neighbours.traced import NEWS, OLD, patch, through_all_of_it
+from tests.neighbours.traced import NEWS, OLD, PROGRAM, RESULTS, patch, through_all_of_it
 
 import livepatch as lp
 from livepatch.testing import finish
@@ -192,51 +191,6 @@ def test_who_stands_in_the_debugger_holds_a_transition_up(files, worker, debugge
 
 # -- coverage.py -------------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-    import pathlib
-    import threading
-    import livepatch as lp
-    from livepatch.core.codes import definitions
-    from livepatch.testing import finish, manual_rounds
-    import lp_traced as target
-
-    source = pathlib.Path("new.py").read_text()
-    codes = {d.name: d.code for d in definitions(compile(source, "NEW", "exec"))}
-
-    def by_hand(x=1):
-        word = "by hand"
-        return word, "by hand", x
-
-    def patch(name, **functions):
-        return lp.Patch(name, [lp.Object("lp_traced", [lp.Func(*pair) for pair in functions.items()])])
-
-    inside, go, results = threading.Event(), threading.Event(), []
-
-    def gate():
-        inside.set()
-        go.wait(60)
-
-    with manual_rounds():
-        results.append(target.f())
-        thread = threading.Thread(target=lambda: results.append(target.stay(target.f, gate)))
-        thread.start()
-        inside.wait(60)
-        lp.enable_patch(patch("p", **{name: lp.Body(code) for name, code in codes.items()}))
-        results.append(target.f())
-        go.set()
-        thread.join()
-        finish()
-        results.append(target.f())
-        lp.enable_patch(patch("q", f=by_hand))
-        finish()
-        results.append(target.f())
-        for name in "pq":
-            lp.disable_patch(name)
-            finish()
-            lp.unload_patch(name)
-        results.append(target.f(2))
-    print(results)
-"""
 CORES = ["ctrace", "pytrace"] + (["sysmon"] if hasattr(sys, "monitoring") else [])
 
 
@@ -245,7 +199,7 @@ def test_coverage_has_the_lines_of_both_versions(files, tmp_path, core):
     pytest.importorskip("coverage")
     _, new = files
     program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM).replace('"NEW"', repr(new)))
+    program.write_text(PROGRAM.replace("NEW", repr(new)))
     environment = {**os.environ, "COVERAGE_CORE": core, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
 
     def run(*arguments):
@@ -260,8 +214,7 @@ def test_coverage_has_the_lines_of_both_versions(files, tmp_path, core):
         return done
 
     done = run("run", "--include", f"{tmp_path}/*", str(program))
-    results = [OLD, NEWS, (OLD, OLD), NEWS, ("by hand", "by hand", 1), ("old", "old", 2)]
-    assert done.stdout.strip() == str(results)
+    assert done.stdout.strip() == str(RESULTS)
     assert not done.stderr
     run("json", "-o", "report.json")
     shown = json.loads((tmp_path / "report.json").read_text())["files"]

@@ -60,3 +60,52 @@ def through_all_of_it(files, held, look):
 
 def disable():
     lp.disable_patch("p")
+
+
+#: A program that goes through all of it by itself; NEW is to be replaced.
+PROGRAM = """\
+import pathlib
+import threading
+import livepatch as lp
+from livepatch.core.codes import definitions
+from livepatch.testing import finish, manual_rounds
+import lp_traced as target
+
+source = pathlib.Path("new.py").read_text()
+codes = {d.name: d.code for d in definitions(compile(source, NEW, "exec"))}
+
+def by_hand(x=1):
+    word = "by hand"
+    return word, "by hand", x
+
+def patch(name, **functions):
+    return lp.Patch(name, [lp.Object("lp_traced", [lp.Func(*pair) for pair in functions.items()])])
+
+inside, go, results = threading.Event(), threading.Event(), []
+
+def gate():
+    inside.set()
+    go.wait(60)
+
+with manual_rounds():
+    results.append(target.f())
+    thread = threading.Thread(target=lambda: results.append(target.stay(target.f, gate)))
+    thread.start()
+    inside.wait(60)
+    lp.enable_patch(patch("p", **{name: lp.Body(code) for name, code in codes.items()}))
+    results.append(target.f())
+    go.set()
+    thread.join()
+    finish()
+    results.append(target.f())
+    lp.enable_patch(patch("q", f=by_hand))
+    finish()
+    results.append(target.f())
+    for name in "pq":
+        lp.disable_patch(name)
+        finish()
+        lp.unload_patch(name)
+    results.append(target.f(2))
+print(results)
+"""
+RESULTS = [OLD, NEWS, (OLD, OLD), NEWS, ("by hand", "by hand", 1), ("old", "old", 2)]
