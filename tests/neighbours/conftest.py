@@ -2,6 +2,7 @@
 
 import sys
 
+from tests.archive.conftest import package  # noqa: F401
 from tests.core.conftest import garbage, held, module, nothing_stays, rounds_by_hand, worker  # noqa: F401
 from tests.neighbours.traced import files  # noqa: F401
 
