@@ -3,8 +3,12 @@
 Who came first keeps it and the second is refused; and whoever goes first, no change is lost and none stays behind.
 """
 
+import argparse
 import asyncio
+import dataclasses
+import enum
 import errno
+import inspect
 import random
 import sys
 import threading
@@ -14,6 +18,8 @@ from tests.core import kit
 from tests.neighbours import exchange
 
 import livepatch as lp
+from livepatch.core import neighbours
+from livepatch.core.codes import definitions
 from livepatch.testing import finish
 
 pytestmark = pytest.mark.usefixtures("rounds_by_hand")
@@ -415,6 +421,24 @@ def test_code_from_another_file(imported):
     target.f.__code__ = before
     lp.enable_patch(by_hand(target, "f"))
     kit.take_out("p")
+
+
+def test_no_code_that_the_compiler_makes_looks_like_somebody_elses():
+    """Whatever a release of Python folds into constants."""
+    text = """
+def f(x: int = 1, *, y: "str" = ...) -> None:
+    "doc"
+    a = x[1:2], x in {1, 2, "s"}, 1j, -0.0, b"", 2**80, (1, (2, None, ...)), not True, x[::2], x[:, 1:]
+    class C: z = [lambda: a]
+    return [i for i in x] if 0 else f"{x!r:>{y}}"
+"""
+    sources = [
+        text,
+        *(inspect.getsource(module) for module in (inspect, enum, dataclasses, random, asyncio.tasks, argparse)),
+    ]
+    for source in sources:
+        for definition in definitions(compile(source, "any", "exec")):
+            assert neighbours.put_in(definition.code) == []
 
 
 def test_what_only_looks_exchanged(imported):
