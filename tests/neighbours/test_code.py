@@ -494,9 +494,27 @@ def test_attributes_that_somebody_set_meanwhile_stay(module):
     assert target.g() == 1
     assert (target.f.__doc__, target.g.__doc__, target.g.__annotations__) == ("old", "theirs", {"x": int})
     lp.enable_patch(kit.built("p", target, new, "f", "g", attributes=attributes))
+    assert target.g.__annotations__ == {"x": int}
     target.f.__kwdefaults__ = {"y": 4}
     kit.take_out("p")
     assert target.f() == (3, 4)
+
+
+def test_annotations_that_nobody_set_are_those_of_the_version_again(module):
+    target = module("def f(x: int): return 'old'\ndef g(x): return 'old'")
+    new = {"f": {"__annotations__": {"x": str}}, "g": {"__annotations__": {"x": str}}}
+    before = target.f.__annotations__
+    for _ in range(2):
+        text = "def f(x: str): return 'new'\ndef g(x: str): return 'new'"
+        lp.enable_patch(kit.built("p", target, text, "f", "g", attributes=new))
+        assert target.f.__annotations__ == target.g.__annotations__ == {"x": str}
+        kit.take_out("p")
+        assert (target.f.__annotations__, target.g.__annotations__) == (before, {})
+    target.f.__annotations__ = {"x": bytes}
+    lp.enable_patch(kit.built("p", target, text, "f", "g", attributes=new))
+    target.f.__annotations__ = {"x": bool}
+    kit.take_out("p")
+    assert target.f.__annotations__ == {"x": bool}
 
 
 def test_a_copy_of_a_patched_function_goes_back_with_it(module):

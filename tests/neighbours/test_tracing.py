@@ -123,10 +123,9 @@ def debugger(request):
     """Makes debuggers, and forgets their breakpoints."""
 
     def make(console):
-        made = pdb.Pdb(stdin=console, stdout=console, nosigint=True, readrc=False)
+        options = {"backend": request.param} if len(BACKENDS) > 1 else {}
+        made = pdb.Pdb(stdin=console, stdout=console, nosigint=True, readrc=False, **options)
         made.prompt, made.use_rawinput = "(Pdb) ", False
-        if request.param == "monitoring":
-            made.backend, made.monitoring_tracer = request.param, bdb._MonitoringTracer()
         return made
 
     yield make

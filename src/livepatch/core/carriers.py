@@ -142,22 +142,27 @@ class Carriers:
             changes = dict(self.saved(func.new_func))
             if self.nested:  # every closure was born with defaults of its own
                 del changes["__defaults__"], changes["__kwdefaults__"]
-        if "__annotations__" in changes or "__annotate__" in changes:
-            attributes.pop("__annotations__", None)
-            attributes.pop("__annotate__", None)
-        theirs = self._theirs.get(function, {})
-        if "__annotate__" in theirs:
-            attributes.pop("__annotations__", None)
-            changes.pop("__annotations__", None)
-        return attributes | changes | theirs
+        for more in (changes, self._theirs.get(function, {})):
+            if "__annotations__" in more or "__annotate__" in more:
+                attributes.pop("__annotations__", None)
+                attributes.pop("__annotate__", None)
+            attributes |= more
+        return attributes
 
     def notice(self, function: FunctionType) -> None:
         """What others have set since we did, they keep, whatever version comes."""
         for name, value in self._given[function].items():
-            if name == "__annotations__" and cpython.LAZY_ANNOTATIONS:
-                continue  # reading it may fail
-            if getattr(function, name) is not value:
-                self._theirs.setdefault(function, {})[name] = getattr(function, name)
+            if cpython.LAZY_ANNOTATIONS and name in ("__annotations__", "__annotate__"):
+                # Setting one takes the other away, and reading the first may fail as long as there is the second.
+                lazy = function.__annotate__ is not None  # type: ignore[attr-defined]
+                name = "__annotate__" if lazy else "__annotations__"
+            now = getattr(function, name)
+            if now is not value:
+                theirs = self._theirs.setdefault(function, {})
+                if name in ("__annotations__", "__annotate__"):
+                    theirs.pop("__annotations__", None)
+                    theirs.pop("__annotate__", None)
+                theirs[name] = now
 
     def give(self, function: FunctionType, attributes: dict[str, Any], *, with_defaults: bool) -> None:
         """Set the attributes of a function; defaults go with the code, and may be left out."""
