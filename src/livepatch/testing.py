@@ -7,7 +7,7 @@ A transition goes on by itself, in rounds. A test that wants to look at it in th
         ...                             # whoever blocked it goes on blocking it
         finish()                        # or tick(), once
 
-The state machine itself (`livepatch.core.transition`) knows tasks by the `Kind` protocol only. `FakeKind` is one whose
+The state machine itself (`livepatch.core.transition`) knows tasks by the class `Kind` only. `FakeKind` is one whose
 tasks are `FakeTask`s with a stack that the test writes, as names of functions, outermost first.
 """
 
@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import cast
 
-from .core import clock, registry
+from .core import originals, registry
 from .core.model import TaskStatus
 from .core.registry import tick
-from .core.stacks import Footprint
-from .core.transition import PATCHED, UNPATCHED, Transition, View, switch_lock
+from .core.stacks import Footprint, stack
+from .core.transition import PATCHED, UNPATCHED, Kind, Transition, View
 
 __all__ = ["FakeKind", "FakeSuspended", "FakeTask", "fake_code", "fake_footprint", "finish", "manual_rounds", "tick"]
 
@@ -57,9 +57,9 @@ def manual_rounds() -> Iterator[None]:
 
 def finish(seconds: float = 60.0) -> None:
     """Make rounds until no transition runs. AssertionError, naming the tasks in its way, after `seconds` in vain."""
-    deadline = clock.monotonic() + seconds
+    deadline = originals.monotonic() + seconds
     while registry.running_transition() is not None:
-        if clock.monotonic() > deadline:
+        if originals.monotonic() > deadline:
             blocking = [f"{task.kind} {task.name}: {task.blocking}" for task in registry.tasks() if task.blocking]
             raise AssertionError(f"the transition does not complete: {'; '.join(blocking) or 'nobody is in its way'}")
         tick()
@@ -117,7 +117,7 @@ class FakeSuspended:
         self.gi_frame: object | None = _Frame(name, None)
 
 
-class FakeKind:
+class FakeKind(Kind):
     """A kind of such tasks; `running` is the one whose turn it is."""
 
     label = "fake"
@@ -125,6 +125,7 @@ class FakeKind:
     def __init__(self, *tasks: FakeTask) -> None:
         self.all = list(tasks)
         self.running: FakeTask | None = None
+        self._noticed: set[FakeTask] = set()
         #: How often a transition started (reversals count), nudged and stopped this kind.
         self.started = self.nudged = self.stopped = 0
 
@@ -137,20 +138,24 @@ class FakeKind:
     def creator(self, task: Hashable) -> FakeTask | None:
         return task.creator if isinstance(task, FakeTask) else None
 
-    def root(self, task: Hashable) -> None:
-        return None
+    def notice(self, task: Hashable) -> None:
+        if isinstance(task, FakeTask):
+            self._noticed.add(task)
 
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return [task for task in tasks if isinstance(task, FakeTask) and task.done]
+    def finished(self) -> list[Hashable]:
+        return [task for task in self._noticed if task.done]
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        return [self.running] if self.running is not None else []
 
     def start(self, transition: Transition) -> None:
         self.started += 1
 
     def inspect(self, transition: Transition) -> None:
-        with switch_lock:
+        with transition.looking():
             for task in self.tasks():
                 movable = task.visible and task in transition.pending and transition.movable(task)
-                if movable and not transition.footprint.affected(task.frame(), []):
+                if movable and not transition.footprint.affected(stack(task.frame())):
                     transition.switch(task, "stack check")
 
     def nudge(self, transition: Transition) -> None:

@@ -180,7 +180,7 @@ def test_asyncio_tasks_of_several_loops_and_of_loops_that_do_not_run(worker):
     running = thread.begin(asyncio.run, other())
     gate.arrived()
     assert "in a loop that does not run" in names_of_tasks()
-    assert len(cpython.asyncio_tasks(asyncio)) >= 2
+    assert len(list(cpython.asyncio_tasks(asyncio))) >= 2
     gate.open()
     running.result(kit.PATIENCE)
     sleeping.cancel()
@@ -211,7 +211,7 @@ def test_listing_asyncio_tasks_while_a_loop_makes_and_ends_them(worker):
 
     going = worker().begin(asyncio.run, churn())
     for _ in range(200):
-        cpython.asyncio_tasks(asyncio)
+        list(cpython.asyncio_tasks(asyncio))
     stop.set()
     going.result(kit.PATIENCE)
 
@@ -322,6 +322,17 @@ def test_the_collector_finds_all_functools_caches():
 
     cached = functools.lru_cache(lambda: 0)
     assert any(thing is cached for thing in gc.get_referrers(type(cached)))
+
+
+def test_each_functools_cache_refers_to_its_class():
+    import functools
+
+    cls = functools._lru_cache_wrapper
+    before = sys.getrefcount(cls)
+    made = [functools.lru_cache(lambda: 0) for _ in range(3)]
+    assert sys.getrefcount(cls) == before + 3
+    del made[0]
+    assert sys.getrefcount(cls) == before + 2
 
 
 def test_frozen_objects_are_passed_over_by_the_collector():
@@ -441,7 +452,7 @@ def test_a_task_whose_making_has_not_ended_is_not_listed():
     async def main():
         await Slow(asyncio.sleep(0), asyncio.get_running_loop())
         bare.append(asyncio.Task.__new__(asyncio.Task))
-        cpython.asyncio_tasks(asyncio)
+        list(cpython.asyncio_tasks(asyncio))
 
     seen, bare = [], []
     asyncio.run(main())

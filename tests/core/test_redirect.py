@@ -2,6 +2,7 @@
 
 import _thread
 import errno
+import functools
 import gc
 import sys
 import threading
@@ -12,7 +13,7 @@ from tests.core import kit
 from tests.core.shapes import SHAPES, source
 
 import livepatch as lp
-from livepatch.core import cpython, redirect
+from livepatch.core import caches, cpython, redirect
 from livepatch.core.symbols import Tables
 from livepatch.testing import finish, tick
 
@@ -198,6 +199,46 @@ def test_caches_are_emptied_when_a_transition_completes(module):
     assert target.other(1) is kept, "a cache around something else is left alone"
     kit.take_out("p")
     assert set(target.probe()) == {"old"}
+
+
+@pytest.mark.parametrize("others", ["stay", "die"])
+def test_a_cache_that_was_made_meanwhile_is_emptied_too(module, worker, others):
+    """It is made around a trampoline, and nobody is told; that there are no more caches than before says nothing."""
+    target, held = module("import functools\ndef f(x=None): return x and x() or 'old'"), worker()
+    gate, before = kit.Gate(), [functools.lru_cache(lambda: 0) for _ in range(3)]
+    inside = held.begin(target.f, gate)
+    gate.arrived()
+    lp.enable_patch(kit.built("p", target, "import functools\ndef f(x=None): return x and x() or 'new'", "f"))
+    stayed = worker().begin(lambda: None)
+    made = functools.lru_cache(target.f)
+    results = []
+    _thread.start_new_thread(lambda: results.append(made()), ())  # nobody knows this one: it starts in the old world
+    kit.until(lambda: results == ["old"])
+    if others == "die":
+        before.clear()
+    stayed.result(kit.PATIENCE)
+    gate.open()
+    inside.result(kit.PATIENCE)
+    finish()
+    assert made() == "new"
+    kit.take_out("p")
+
+
+def test_without_new_caches_a_transition_ends_without_a_pass_over_the_heap(module, monkeypatch):
+    target = module("import functools\n@functools.cache\ndef f(): return 'old'")
+    passes, look = [], gc.get_referrers
+    assert target.f() == "old"
+    lp.enable_patch(kit.built("p", target, "import functools\n@functools.cache\ndef f(): return 'new'", "f"))
+    assert target.f() == "new"
+    monkeypatch.setattr(gc, "get_referrers", lambda *things: passes.append(len(things)) or look(*things))
+    caches.cached()
+    assert len(passes) == 1
+    caches.clear([target.f.__wrapped__])
+    assert len(passes) == 1
+    caches.clear([target.f.__wrapped__])
+    assert len(passes) == 2, "what was known then is known no more"
+    monkeypatch.undo()
+    kit.take_out("p")
 
 
 def test_a_result_of_the_old_version_does_not_reach_the_cache_after_completion(module, worker):

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from livepatch.core import transition
 from livepatch.core.transition import IDLE, PATCHED, SIGNALS_TIMEOUT, UNPATCHED, Transition, exempt_threads, switch_lock
 from livepatch.testing import FakeKind, FakeSuspended, FakeTask, fake_code, fake_footprint
 
@@ -259,7 +260,7 @@ def test_an_exempt_thread_is_no_task_and_stays_in_the_old_world():
     play = Play(FakeTask("blocker", "f old")).start()
     play.kind.running = None
     assert play.transition.choose(True, None) == (UNPATCHED, None)
-    assert ident not in play.transition.states
+    assert not play.transition.knows(ident)
     assert not play.transition.calls
 
 
@@ -496,7 +497,7 @@ def test_a_trampoline_that_was_left_behind_does_no_harm_to_later_ones():
     assert play.complete()
     play.transition.stop()
     play.leave(task, token)
-    assert play.transition.states == {}
+    assert not play.transition.initial | play.transition.goal
     assert play.transition.pending == set()
 
 
@@ -506,7 +507,7 @@ def test_cancelling_gives_everybody_the_old_version():
     play.transition.cancel()
     play.enter(task)
     assert task.stack[-1] == "f old"
-    assert not play.transition.states
+    assert not play.transition.initial | play.transition.goal
 
 
 @pytest.mark.parametrize("ending", ["complete", "cancel"])
@@ -521,7 +522,7 @@ def test_nothing_is_kept_of_a_transition_that_is_over(ending):
     else:
         play.transition.cancel()
     play.transition.stop()
-    assert not play.transition.states
+    assert not play.transition.initial | play.transition.goal
     assert not play.transition.pending
     assert not play.transition.footprint.forbidden
     assert not play.transition.suspended.live()
@@ -547,13 +548,78 @@ def test_a_checker_and_a_caller_exclude_each_other():
     play.kind.running = task
     chosen = []
     caller = threading.Thread(target=lambda: chosen.append(play.transition.choose(True, None)))
-    with switch_lock:
+    with play.transition.looking():
         caller.start()
         caller.join(0.05)
         assert not chosen
         play.transition.switch(task, "stack check")
     caller.join()
     assert chosen[0][0] == PATCHED
+
+
+def test_who_has_not_moved_asks_as_long_as_somebody_looks():
+    """What a trampoline reads without the lock: its frame is there already, so the next checker will see it."""
+    task, blocker = FakeTask("t", visible=False), FakeTask("blocker", "f old")
+    play = Play(task, blocker)
+    assert task not in play.transition.stay, "nobody moves before the start, and nobody leaves by itself"
+    play.start()
+    assert task in play.transition.stay
+    with play.transition.looking():
+        assert task not in play.transition.stay
+        with play.transition.looking():
+            assert task not in play.transition.stay
+        assert task not in play.transition.stay, "the outer one has not ended"
+        play.transition.switch(task, "stack check")
+    assert task not in play.transition.stay
+    assert blocker in play.transition.stay
+    play.transition.reverse()
+    assert (task in play.transition.stay, blocker in play.transition.stay) == (True, False)
+    play.transition.force()
+    assert play.complete()
+    assert not {task, blocker} & play.transition.stay
+
+
+def test_nobody_is_moved_by_who_does_not_look():
+    """A kind of task that only takes the lock would let a task choose between the look and the switch."""
+    task = FakeTask("t", visible=False)
+    play = Play(task).start()
+    with switch_lock, pytest.raises(AssertionError, match="looking"):
+        play.transition.switch(task, "stack check")
+    assert play.state(task) == UNPATCHED
+
+
+def test_who_may_be_inside_of_a_generator_of_the_other_world_has_to_ask():
+    task, other = FakeTask("t", visible=False), FakeTask("other")
+    play = Play(task, other, FakeTask("blocker", "f old")).start("gen new")
+    play.complete()
+    assert task in play.transition.stay
+    made = play.suspend(other, "gen new")
+    assert task not in play.transition.stay
+    made.gi_frame = None
+    play.complete()
+    assert task in play.transition.stay
+
+
+@pytest.mark.parametrize(("rest", "state"), [(3600, UNPATCHED), (-1, PATCHED)])
+def test_a_task_that_cannot_move_rests_before_it_looks_again(monkeypatch, rest, state):
+    """Walking the stack is dear, and a thread may leave patched functions a million times from inside of another."""
+    monkeypatch.setattr(transition, "REST", rest)
+    task = FakeTask("t", "f old", visible=False)
+    play = Play(task).start()
+    play.leave(task, play.enter(task, "g"))
+    task.stack.clear()
+    play.leave(task, play.enter(task, "g"))
+    assert play.state(task) == state
+
+
+def test_the_end_of_a_generator_lets_a_task_look_again():
+    """It was inside of one when it looked, and that one has no part in the count of calls."""
+    task, blocker = FakeTask("t"), FakeTask("blocker", "f old")
+    play = Play(task, blocker).start()
+    outer = play.enter(task, "gen", counted=False)
+    play.leave(task, play.enter(task, "g"))
+    play.leave(task, outer, counted=False)
+    assert play.state(task) == PATCHED
 
 
 def test_the_lock_can_be_taken_again_by_who_interrupts():

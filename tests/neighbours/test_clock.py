@@ -1,6 +1,6 @@
 """Tools that stop or move the clock of a program: transitions go on.
 
-Rounds, the end of a wait and the agent's thread go by a clock of their own (`core/clock.py`).
+Rounds, the end of a wait and the agent's thread go by a clock of their own (`core/originals.py`).
 """
 
 import sys
@@ -12,7 +12,7 @@ from tests.core import kit
 
 import livepatch as lp
 from livepatch import agent
-from livepatch.core import clock, registry
+from livepatch.core import originals, registry
 
 SOURCE = """
     def f(gate=None):
@@ -44,14 +44,14 @@ def frozen(request):
 
 def really_until(condition):
     """As `kit.until`, whose clock stands still here."""
-    deadline = clock.monotonic() + kit.PATIENCE
+    deadline = originals.monotonic() + kit.PATIENCE
     while not condition():
-        assert clock.monotonic() < deadline
+        assert originals.monotonic() < deadline
         kit.threading.Event().wait(0.001)
 
 
 def test_the_clock_is_the_usual_one():
-    before, now, after = time.monotonic(), clock.monotonic(), time.monotonic()
+    before, now, after = time.monotonic(), originals.monotonic(), time.monotonic()
     assert before <= now <= after
 
 
@@ -93,13 +93,13 @@ def test_waiting_ends(module, held, frozen):
 def test_a_clock_that_was_stopped_before_livepatch_came(frozen):
     """The agent may be attached in the middle of that: it must find a clock that goes."""
     with frozen:
-        saved = sys.modules.pop("livepatch.core.clock")
+        saved = sys.modules.pop("livepatch.core.originals")
         try:
             import importlib
 
-            fresh = importlib.import_module("livepatch.core.clock")
+            fresh = importlib.import_module("livepatch.core.originals")
             before = fresh.monotonic()
             really_until(lambda: fresh.monotonic() > before)
         finally:
-            sys.modules["livepatch.core.clock"] = saved
-            sys.modules["livepatch.core"].clock = saved
+            sys.modules["livepatch.core.originals"] = saved
+            sys.modules["livepatch.core"].originals = saved

@@ -13,7 +13,6 @@ import errno
 import os
 import sys
 import time
-from dataclasses import asdict
 from typing import Any
 
 from livepatch.core import cpython, log, registry
@@ -76,7 +75,7 @@ def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
         "description": patch.description,
         "replace": patch.replace,
         "objects": objects,
-        "blocking": [asdict(task) for task in blocking],
+        "blocking": [task._asdict() for task in blocking],
     }
 
 
@@ -100,7 +99,7 @@ def unload(client: Connection, *, name: str) -> None:
 
 def patches(client: Connection) -> list[dict[str, Any]]:
     """All loaded patches, also disabled ones that are not unloaded yet."""
-    return [asdict(patch) for patch in registry.loaded()]
+    return [patch._asdict() for patch in registry.loaded()]
 
 
 def status(client: Connection, *, name: str, blockers: int = 0) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def status(client: Connection, *, name: str, blockers: int = 0) -> dict[str, Any
 
 def tasks(client: Connection) -> list[dict[str, Any]]:
     """All tasks of the process."""
-    return [asdict(task) for task in registry.tasks()]
+    return [task._asdict() for task in registry.tasks()]
 
 
 def dmesg(client: Connection) -> list[str]:
@@ -173,12 +172,12 @@ def _status(name: str) -> dict[str, Any]:
     """The state of a loaded patch; of one that has just gone, that it has."""
     for patch in registry.loaded():
         if patch.name == name:
-            return asdict(patch)
-    return asdict(PatchStatus(name, False, False, False, 0, False))
+            return patch._asdict()
+    return PatchStatus(name, False, False, False, 0, False)._asdict()
 
 
 def _blocking(limit: int) -> list[dict[str, Any]]:
-    return [asdict(task) for task in registry.tasks() if task.blocking][:limit]
+    return [task._asdict() for task in registry.tasks() if task.blocking][:limit]
 
 
 def _started() -> float:

@@ -12,9 +12,9 @@ merely be invisible from here, in another pid namespace that shares this `/tmp`)
 
 from __future__ import annotations
 
+import _socket as socket  # what gevent and eventlet do not replace
 import errno
 import os
-import socket
 import stat
 
 from livepatch.core.model import LivepatchError
@@ -95,12 +95,14 @@ def _runs(pid: int) -> bool:
 
 
 def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            pass
+        probe.connect(path)
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        pass
+    finally:
+        probe.close()
     return True

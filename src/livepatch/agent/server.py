@@ -10,16 +10,15 @@ The kernel tells who connected (SO_PEERCRED): root and the user the process runs
 
 from __future__ import annotations
 
+import _socket as socket  # what nobody replaces
 import os
-import selectors
-import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
 
 from livepatch.core.model import LivepatchError
 
-from . import places
+from . import places, poll
 
 #: The longest request line: an archive of 64 MiB in base64, and its envelope.
 LINE_LIMIT = 90 * 2**20
@@ -95,13 +94,13 @@ class Connection:
 
 
 class Server:
-    """The listening socket of this process and its clients, registered in the agent thread's selector.
+    """The listening socket of this process and its clients, registered in what the agent's thread polls.
 
     `answer` gets each request line with its connection and returns the line to send back.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, answer: Answer) -> None:
-        self.selector = selector
+    def __init__(self, polled: poll.Poll, answer: Answer) -> None:
+        self.polled = polled
         self.answer = answer
         self.connections: list[Connection] = []  # the most recently active last
         self.path = places.socket_path()
@@ -119,12 +118,13 @@ class Server:
             raise LivepatchError(
                 error.errno or 0, f"The socket {self.path} cannot be made: {error.strerror}."
             ) from None
-        selector.register(self.listener, selectors.EVENT_READ, self.accept)
+        polled.register(self.listener, poll.READ, self.accept)
 
     def accept(self) -> None:
         """Let a client in if it is root or our own user."""
         try:
-            sock, _ = self.listener.accept()
+            descriptor, _ = self.listener._accept()  # type: ignore[attr-defined]
+            sock = socket.socket(fileno=descriptor)
         except OSError:  # it went away again, or there is no descriptor left for it
             return
         if _peer_uid(sock) not in (0, os.geteuid()):
@@ -135,11 +135,11 @@ class Server:
         sock.setblocking(False)
         connection = Connection(self, sock)
         self.connections.append(connection)
-        self.selector.register(sock, selectors.EVENT_READ, lambda: self.attend(connection))
+        self.polled.register(sock, poll.READ, lambda: self.attend(connection))
 
     def attend(self, connection: Connection) -> None:
         """The client sent something, or can take more of what it is owed."""
-        if connection not in self.connections:  # dropped since the selector reported it
+        if connection not in self.connections:  # dropped since poll reported it
             return
         self.connections.remove(connection)
         self.connections.append(connection)
@@ -152,16 +152,16 @@ class Server:
 
     def listen_to(self, connection: Connection) -> None:
         """Wait for the client to read while it is owed something, else for its next request."""
-        wanted = selectors.EVENT_WRITE if connection.outbox else selectors.EVENT_READ
-        key = self.selector.get_key(connection.sock)
+        wanted = poll.WRITE if connection.outbox else poll.READ
+        key = self.polled.key(connection.sock)
         if key.events != wanted:
-            self.selector.modify(connection.sock, wanted, key.data)
+            self.polled.register(connection.sock, wanted, key.call)
 
     def drop(self, connection: Connection) -> None:
         """Forget a client."""
         if connection in self.connections:
             self.connections.remove(connection)
-            self.selector.unregister(connection.sock)
+            self.polled.unregister(connection.sock)
             connection.sock.close()
             connection.inbox.clear()
             connection.outbox.clear()

@@ -6,19 +6,24 @@ then sleeps in `poll()` until a round is due, a client speaks, or somebody rings
 `wake()` is called by the core from wherever a transition gets something to do: any thread, signal
 handlers and finalizers included, in the middle of anything. So it may neither block nor take a lock that
 the code it interrupts could hold. Starting the thread through `threading` would (its bookkeeping has a
-lock), hence `_thread`; that exactly one starts it is decided by a lock that is tried, never waited for.
+lock), hence `start_new_thread`; that exactly one starts it is decided by a lock that is tried, never waited for.
 
 Two things happen to a long-lived process that an agent must survive:
 
 * **fork**: a program that has one thread must go on forking as one that has one thread (everything else
   invites deadlocks, and from 3.12 on a warning). So the thread ends before a fork and is started again
   after it; if it is busy just then, the fork waits a moment and no longer. The child shares the
-  descriptors with its parent: it makes a new `Agent`, and a new socket if its parent had one.
+  descriptors with its parent: it makes a new `Agent`, and a new socket if its parent had one. Not at once:
+  most children that live for a moment only, or that become another program, need none, and would leave it behind.
+  A child that was forked in a thread ends when that thread does, since it is the last; so the agent must end, too.
 * **closing all descriptors**, as programs do that turn themselves into daemons. Their numbers come back
   as somebody else's files. So the agent writes to, reads from and closes a number only after making sure
   that it is still the same pipe or socket (device and inode), uses `poll` rather than `epoll` (which has
   a number of its own that could be lost), and makes everything anew when something is gone. It notices
   because the other end of the bell is among the things that were closed.
+
+Nothing here goes through `threading`, `time`, `select` or `socket` as a program sees them: gevent and eventlet replace
+those, and the thread has to run when no greenlet does.
 
 The thread blocks all signals: a program with one thread may block some itself to take them with `sigwait`, and
 the system would then hand them to the thread that does not.
@@ -26,26 +31,28 @@ the system would then hand them to the thread that does not.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import errno
 import os
-import selectors
 import signal
+import sys
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 
-from livepatch.core import clock, lists, log, registry
+from livepatch.core import lists, log, originals, registry
 from livepatch.core.model import LivepatchError, PatchStatus
 from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
 
-from . import methods, places, rpc, server
+from . import methods, places, poll, rpc, server
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
+#: Seconds after a fork until the child opens its socket.
+_CHILDHOOD = 0.03
+#: Seconds between two looks whether anybody else is left, in a process whose first thread has ended.
+_LONELY = 0.05
 #: Seconds until a round is tried again that another thread's operation was in the way of.
 _ANOTHER_TRY = 0.01
 #: Log lines that are kept for followers until the thread gets to them.
@@ -83,11 +90,11 @@ class Bell:
         """Never blocks: a full pipe rings already."""
         if self.writer.ours():
             with suppress(OSError):
-                os.write(self.writer.number, b"\0")
+                originals.write(self.writer.number, b"\0")
 
     def silence(self) -> None:
         with suppress(OSError):
-            os.read(self.reader.number, 4096)
+            originals.read(self.reader.number, 4096)
 
     def close(self) -> None:
         for end in (self.reader, self.writer):
@@ -95,18 +102,32 @@ class Bell:
                 os.close(end.number)
 
 
+class Farewell:
+    """Dies with the thread that made it, and tells the agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def __del__(self) -> None:
+        self._agent.left_alone = True
+        self._agent.wake()
+
+
 class Agent:
     """The thread and the socket of one process; a forked child makes another."""
 
     def __init__(self) -> None:
         self.server: server.Server | None = None
-        self._claim = _thread.allocate_lock()  # held, for good, by whoever starts the thread
-        self._serving = threading.RLock()
-        self._pausing = threading.RLock()  # over the next two
+        self.left_alone = False  # the thread with which the process is to end has ended
+        self._opens: float | None = None  # when the socket is to be opened
+        self._last = originals.local()
+        self._claim = originals.allocate_lock()  # held, for good, by whoever starts the thread
+        self._serving = originals.RLock()
+        self._pausing = originals.RLock()  # over the next two
         self._pauses = 0  # forks that are under way
         self._alive = False  # the thread was started and has not decided to end
         self._idents = (0, 0)  # of the thread: Python's and the system's
-        self._selector = selectors.PollSelector()
+        self._poll = poll.Poll()
         self._bell: Bell | None = None
         self._listener: Descriptor | None = None
         self._mutex_taken = False  # at the last look: another thread enables or disables a patch
@@ -143,22 +164,36 @@ class Agent:
             if self._bell is None:
                 raise LivepatchError(errno.EAGAIN, "The agent's thread cannot be started in this process.")
             if self.server is None:
-                self._open()
-                atexit.register(self._remove_socket)
+                self._open_first()
                 self.wake()
             assert self.server is not None
             return self.server.path
+
+    def serve_soon(self) -> None:
+        """In a forked child: have a socket in a moment, if there is still this process by then."""
+        self._opens = originals.monotonic() + _CHILDHOOD
+        self.wake()
+
+    def serves(self) -> bool:
+        """It has a socket, or will have."""
+        return self.server is not None or self._opens is not None
+
+    def end_with_this_thread(self) -> None:
+        """The running thread is not the one that ends the process when it ends, but the last one."""
+        self._last.farewell = Farewell(self)
 
     def pause(self) -> None:
         """Before a fork: end the thread."""
         with self._pausing:
             self._pauses += 1
-        if not self._alive or threading.get_ident() == self._idents[0]:
+        if not self._alive or originals.get_ident() == self._idents[0]:
             return
         self.wake()
-        deadline = clock.monotonic() + _FORK_PATIENCE
-        while (self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}")) and clock.monotonic() < deadline:
-            time.sleep(0.0001)
+        deadline = originals.monotonic() + _FORK_PATIENCE
+        while self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}"):
+            if originals.monotonic() > deadline:
+                return
+            originals.sleep(0.0001)
 
     def resume(self) -> None:
         """After a fork, in the parent: start the thread again if it was there."""
@@ -180,25 +215,42 @@ class Agent:
 
     def _hang_bell(self) -> None:
         bell = Bell()
-        self._selector.register(bell.reader.number, selectors.EVENT_READ, bell.silence)
+        self._poll.register(bell.reader.number, poll.READ, bell.silence)
         self._bell = bell
 
     def _take_bell_down(self) -> None:
         bell, self._bell = self._bell, None
         if bell is not None:
-            with suppress(KeyError):
-                self._selector.unregister(bell.reader.number)
+            self._poll.unregister(bell.reader.number)
             bell.close()
 
     def _open(self) -> None:
-        self.server = server.Server(self._selector, lambda line, client: rpc.answer(line, methods.METHODS, client))
+        self._opens = None
+        self.server = server.Server(self._poll, lambda line, client: rpc.answer(line, methods.METHODS, client))
         self._listener = Descriptor(self.server.listener.fileno())
+
+    def _open_first(self) -> None:
+        """Once in a process, under `_serving`."""
+        self._open()
+        atexit.register(self._remove_socket)
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:  # its children end without `atexit`, but with this
+            util.Finalize(None, self._remove_socket, exitpriority=-100)
+
+    def _open_now(self) -> None:
+        try:
+            with self._serving:
+                if self.server is None:
+                    self._open_first()
+        except LivepatchError as error:
+            self._opens = None
+            log.warning(f"the agent of the parent process is not continued here: {error}")
 
     def _start(self) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the new thread inherits it
         try:
             self._alive = True
-            _thread.start_new_thread(self._run, ())
+            originals.start_new_thread(self._run, ())
         except RuntimeError:
             self._alive = False
             raise
@@ -206,39 +258,54 @@ class Agent:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _run(self) -> None:
-        pid, ident = os.getpid(), threading.get_ident()
-        self._idents = ident, threading.get_native_id()
+        pid, ident = os.getpid(), originals.get_ident()
+        self._idents = ident, originals.get_native_id()
         exempt_thread(ident)
-        threading.current_thread().name = "livepatch"
+        named = threading.get_ident() == ident  # not so if somebody has replaced the threads by greenlets
+        if named:
+            threading.current_thread().name = "livepatch"
         while self._goes_on() and os.getpid() == pid:  # foreign code that a client had us run may have forked
             try:
                 self._turn()
             except Exception as error:
                 log.error(f"the agent failed with {type(error).__name__}: {error}")
-                time.sleep(1.0)
+                originals.sleep(1.0)
         # The next thread may get the same ident, and is somebody else's.
         exempt_threads.discard(ident)
-        threading.current_thread()._delete()  # type: ignore[attr-defined]
+        if named:
+            threading.current_thread()._delete()  # type: ignore[attr-defined]
 
     def _goes_on(self) -> bool:
         with self._pausing:
-            self._alive = self._pauses == 0
+            self._alive = self._pauses == 0 and not (self.left_alone and len(sys._current_frames()) == 1)
+            if self.left_alone and not self._alive and not self._pauses:
+                self._remove_socket()
             return self._alive
 
-    def _turn(self) -> None:
-        """Sleep until there is something to do, and do it."""
+    def _sleeps(self) -> float | None:
+        """For how long at most."""
         due = registry.next_round()
         if due is not None and self._mutex_taken:
             due = max(due, _ANOTHER_TRY)
-        ready = self._selector.select(due)
+        if self._opens is not None:
+            due = min(max(0.0, self._opens - originals.monotonic()), due if due is not None else _CHILDHOOD)
+        if self.left_alone:
+            due = min(_LONELY, due if due is not None else _LONELY)
+        return due
+
+    def _turn(self) -> None:
+        """Sleep until there is something to do, and do it."""
+        calls = self._poll.wait(self._sleeps())
         if not self._ours():
             self._start_over()
             return
-        for key, _events in ready:
-            key.data()
+        for call in calls:
+            call()
         due = registry.next_round()
         if due is not None and due <= 0:
             self._tick()
+        if self._opens is not None and self._opens <= originals.monotonic():
+            self._open_now()
         if self.server is not None:
             self._publish(self.server)
 
@@ -256,10 +323,10 @@ class Agent:
 
     def _start_over(self) -> None:
         """Our descriptors were closed under us: make new ones and never touch the old numbers again."""
-        time.sleep(1.0)  # whoever closes one after the other is to be done with it first
+        originals.sleep(1.0)  # whoever closes one after the other is to be done with it first
         with self._serving:
             self._take_bell_down()
-            served, self._selector = self.server, selectors.PollSelector()
+            served, self._poll = self.server, poll.Poll()
             self._hang_bell()
             if served is not None:
                 for sock in served.sockets():

@@ -10,7 +10,9 @@ import importlib._bootstrap_external as _bootstrap_external
 import platform
 import sys
 import threading
-from types import CodeType, ModuleType
+from collections.abc import Callable, Iterator
+from operator import call
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from .heap import referrers
@@ -60,7 +62,15 @@ def importing(name: str) -> bool:
     return lock is not None and getattr(lock, "owner", None) is not None
 
 
-def asyncio_tasks(asyncio: Any) -> list[Any]:
+def current_task(asyncio: Any) -> Callable[[Any], Any]:
+    """What gives the task that runs in a loop, in C. On 3.11 the function is written in Python, around a dict."""
+    function: Callable[[Any], Any] = asyncio.current_task
+    if isinstance(function, FunctionType) and hasattr(asyncio.tasks, "_current_tasks"):
+        function = asyncio.tasks._current_tasks.get
+    return function
+
+
+def asyncio_tasks(asyncio: Any) -> Iterator[Any]:
     """All asyncio tasks that are not done, of every loop and thread; may be called from any thread.
 
     Up to 3.13 they are in weak sets, whose data is copied by one call in C, so that a loop that creates tasks
@@ -68,19 +78,18 @@ def asyncio_tasks(asyncio: Any) -> list[Any]:
     only be asked for by loop, and nothing lists the loops; but an instance refers to its class.
     """
     tasks = asyncio.tasks
-    found: list[Any] = []
+    found: dict[Any, None] = {}
     for name in ("_all_tasks", "_scheduled_tasks"):
         weak_set = getattr(tasks, name, None)
         if weak_set is not None:
-            found += [reference() for reference in weak_set.data.copy()]
-    found += tuple(getattr(tasks, "_eager_tasks", ()))
+            found.update(dict.fromkeys(map(call, weak_set.data.copy())))
+    found.update(dict.fromkeys(tuple(getattr(tasks, "_eager_tasks", ()))))
     if hasattr(tasks, "_c_all_tasks"):
         classes = [asyncio.Task]
         for cls in classes:
             classes += cls.__subclasses__()
-        found += [task for task in referrers(*classes) if isinstance(task, asyncio.Task)]
-    unique = {id(task): task for task in found if task is not None}
-    return [task for task in unique.values() if not task.done() and _initialized(task)]
+        found.update(dict.fromkeys(task for task in referrers(*classes) if isinstance(task, asyncio.Task)))
+    return (task for task in found if task is not None and not task.done() and _initialized(task))
 
 
 def _initialized(task: Any) -> bool:

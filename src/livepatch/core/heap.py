@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from operator import call
 from typing import Any
 
 #: Some interpreters (3.12) freeze a few hundred objects by themselves. The heap of any program has thousands.
@@ -13,18 +16,25 @@ _ITS_OWN = 1000
 
 def referrers(*things: object) -> list[Any]:
     """`gc.get_referrers`, which passes over frozen objects, without passing over them."""
-    with _thawed():
+    with thawed():
         return gc.get_referrers(*things)
+
+
+def counted(cls: type, look: Callable[[type], Any] = id) -> tuple[int, Any]:
+    """How often something refers to a class, as each of its instances does if it was made by a specification, and what
+    `look` (in C) says of it at the very same instant. Counts of the same expression compare."""
+    count, seen = map(call, (partial(sys.getrefcount, cls), partial(look, cls)))
+    return count, seen
 
 
 def instances(cls: type) -> list[Any]:
     """All objects of a class that the collector knows, frozen or not."""
-    with _thawed():
+    with thawed():
         return [thing for thing in gc.get_objects() if isinstance(thing, cls)]
 
 
 @contextmanager
-def _thawed() -> Iterator[None]:
+def thawed() -> Iterator[None]:
     """A server that forks calls `gc.freeze()` first; its functions are all frozen then."""
     frozen = gc.get_freeze_count() > _ITS_OWN
     if frozen:

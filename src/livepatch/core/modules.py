@@ -24,16 +24,15 @@ from __future__ import annotations
 import errno
 import io
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import caches, callbacks, clock, cpython, lists, log, objects, redirect
+from . import caches, callbacks, cpython, lists, log, objects, originals, redirect
 from .carriers import functions_of
 from .codes import definitions
+from .lock import TakenOver
 from .model import Body, LivepatchError, Object, Patch
 from .redirect import Redirection, redirections
 from .resolve import init_object
@@ -174,6 +173,8 @@ def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: 
         log.notice(f"applying patch '{patch.name}' to loading module '{name}'")
         callbacks.pre_patch(obj)
         _redirect(patch, obj, symbols, promise=promise)
+    except TakenOver:
+        raise
     except BaseException as error:
         obj.forget_module()
         _refuse(patch, name, error)
@@ -266,6 +267,20 @@ def _going(name: str) -> None:
         if obj.module is not None:
             obj.module_state = "GOING"
     _revert(name)
+
+
+def take_over(interrupted: list[Object]) -> None:
+    """In a forked child: nobody goes on with what was in the middle of a callback of these objects."""
+    names = {obj.name for obj in interrupted if obj.module_state in ("COMING", "GOING")}
+    for obj in [obj for name in names for _, obj in lists.objects_named(str(name)) if obj.module is not None]:
+        if obj.module_state == "COMING" and obj.patched:
+            obj.module_state = "LIVE"
+        elif obj.module_state in ("COMING", "GOING"):
+            _unpatch(obj)
+            obj.forget_module()
+            obj.entry = sys.modules.get(str(obj.name))  # or it would be tried again, and again in each child of ours
+    if names and (now := lists.changing()) is not None:
+        now[1].renew(objects.suspendable(now[0]))
 
 
 def sweep() -> None:
@@ -438,9 +453,9 @@ def await_absent(patch: Patch) -> None:
         name = obj.name
         if name is None or obj.module is not None or name in _loading:
             continue
-        deadline = clock.monotonic() + 1.0
-        while name not in sys.modules and cpython.importing(name) and clock.monotonic() < deadline:
-            time.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
+        deadline = originals.monotonic() + 1.0
+        while name not in sys.modules and cpython.importing(name) and originals.monotonic() < deadline:
+            originals.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
         module = sys.modules.get(name)
         spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None
         if is_lazy(module) and spec is not None:
@@ -464,7 +479,7 @@ class Finder:
     ) -> ModuleSpec | None:
         if not lists.objects_named(fullname):
             return None
-        asked = threading.get_ident(), fullname
+        asked = originals.get_ident(), fullname
         again = asked in self._asked
         self._asked.setdefault(asked, None)
         try:

@@ -184,7 +184,7 @@ class Redirection(Carriers):
         # A cache stores a result after the trampoline around the call is gone. If leaving it moved the task, the
         # transition could complete, and empty the cache, before that.
         switch = not any(id(function) in cached for function in self.functions())
-        leave = _leaver(transition, counted, switch)
+        leaving = _returner(transition, counted, switch), _leaver(transition)
         for function in self.live():
             self.notice(function)
             versions = self.version(function, below), self.version(function, func)
@@ -192,7 +192,7 @@ class Redirection(Carriers):
                 if is_version(version):
                     version.__code__ = self._with_births(version.__code__, state)
             enter = _enterer(transition, self.original, versions, counted, weakref.ref(function))
-            code = trampoline(self.original, enter, track, leave, exact=_called_alike(self.original, *versions))
+            code = trampoline(self.original, enter, track, *leaving, exact=_called_alike(self.original, *versions))
             self._trampolines.append(code)
             function.__code__ = code
         if self.nested and not self._births:
@@ -200,7 +200,7 @@ class Redirection(Carriers):
             codes = self._with_births(owns[UNPATCHED], UNPATCHED), self._with_births(owns[PATCHED], PATCHED)
             for state, own in enumerate(owns):
                 enter = _birth_enterer(transition, self.original, codes, own, counted)
-                self._births[state] = trampoline(own, enter, track, leave, exact=True, birth=True)
+                self._births[state] = trampoline(own, enter, track, *leaving, exact=True, birth=True)
 
     def arrive(self, cached: set[int]) -> None:
         """Function objects were adopted late: give them what all others have."""
@@ -231,7 +231,7 @@ class Redirection(Carriers):
             exact = self.nested or all(isinstance(func.new_func, Body) for func in self.stack)
             enter = _stub_enterer(self, exact)
             self.stub = trampoline(
-                self.original, enter, _stub_tracker(self), _stub_leaver(self), exact=exact, birth=True
+                self.original, enter, _stub_tracker(self), _stub_returner(self), _stub_leaver(), exact=exact, birth=True
             )
             _stale.add(self.stub, self.original)
         return self.stub
@@ -371,18 +371,21 @@ def _enterer(
     counted: bool,
     function: weakref.ref[FunctionType],
 ) -> Callable[[], Any]:
-    state_of, current, choose, frame = (
-        transition.states.get,
-        transition.current,
-        transition.choose,
-        sys._getframe,
-    )
+    choose, frame, modules = transition.choose, sys._getframe, sys.modules
     moved = (versions[UNPATCHED], None), (versions[PATCHED], None)
 
     def enter() -> tuple[Any, Any]:
+        if len(modules) != transition.modules:
+            transition.find_current()
         fast = transition.fast
-        if state_of(current()) is fast:
+        if (task := transition.look()) in fast:
             return moved[fast.state]
+        stay = transition.stay
+        if task in stay:
+            calls = transition.calls
+            if counted:
+                calls[task] = calls.get(task, 0) + 1
+            return versions[stay.state], (calls, task)
         caller = frame(1)
         state, token = choose(counted, caller.f_back)
         if state is None:
@@ -407,7 +410,7 @@ def _late(original: CodeType, function: FunctionType | None, counted: bool, fram
     version = redirection.version(function, func)
     if state is not None and is_version(version):
         version.__code__ = redirection._with_births(version.__code__, state)
-    return version, token
+    return version, token and token[1]  # it is counted there, and moved by the next round
 
 
 def _in_force(
@@ -486,24 +489,34 @@ def _stub_tracker(stubbed: Redirection) -> Callable[[Any], Any]:
     return follow
 
 
-def _stub_leaver(stubbed: Redirection) -> Callable[[Any], None]:
+def _stub_returner(stubbed: Redirection) -> Callable[[Any], bool]:
     counted = kind(stubbed.original) == "function"
 
+    def returned(token: Any) -> bool:
+        transition, own = token
+        return not counted or transition.returned(own)
+
+    return returned
+
+
+def _stub_leaver() -> Callable[[Any], None]:
     def exit_switch(token: Any) -> None:
         transition, own = token
-        transition.leave(own, counted, True, sys._getframe(1).f_back)
+        transition.exit(own, sys._getframe(1).f_back)
 
     return exit_switch
 
 
-def _leaver(transition: Transition, counted: bool, switch: bool) -> Callable[[Any], None]:
-    leave, frame = transition.leave, sys._getframe
+def _returner(transition: Transition, counted: bool, switch: bool) -> Callable[[Any], bool]:
+    returned = transition.returned if counted else bool
+    return returned if switch else lambda token: returned(token) and False
+
+
+def _leaver(transition: Transition) -> Callable[[Any], None]:
+    leave, frame = transition.exit, sys._getframe
 
     def exit_switch(token: Any) -> None:
-        if type(token[0]) is Transition:  # a later one: see `_late`
-            token[0].leave(token[1], counted, switch, frame(1).f_back)
-        else:
-            leave(token, counted, switch, frame(1).f_back)
+        leave(token, frame(1).f_back)
 
     return exit_switch
 

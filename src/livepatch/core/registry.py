@@ -15,9 +15,10 @@ import sys
 import time
 from typing import Protocol
 
-from . import caches, callbacks, clock, cpython, lists, log, modules, objects, redirect, replace, state
+from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state
 from . import tasks as task_kinds
-from .lists import changing, exclusively, listed, loaded_patches, taints, transition_of
+from .lists import changing, exclusively, interrupted, listed, loaded_patches, taints, transition_of
+from .lock import TakenOver
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
 from .redirect import Redirection, redirections
 from .resolve import check_author, init_patch
@@ -35,6 +36,8 @@ class Driver(Protocol):
 _driver: Driver | None = None
 _due = 0.0
 _wait = 0.001
+#: Whose callbacks are still to be called at the end of the running transition.
+_to_tell: list[Object] = []
 
 #: Rounds after 1, 2, 4 ... milliseconds, up to this many seconds.
 LONGEST_WAIT = 1.0
@@ -71,7 +74,7 @@ def _wake() -> None:
 
 def next_round() -> float | None:
     """Seconds until the next round is due; None without a transition."""
-    return None if changing() is None else max(0.0, _due - clock.monotonic())
+    return None if changing() is None else max(0.0, _due - originals.monotonic())
 
 
 def tick() -> None:
@@ -81,10 +84,38 @@ def tick() -> None:
         if changing() is None or lists.busy():
             return
         with exclusively():
-            _due = clock.monotonic() + _wait
+            _due = originals.monotonic() + _wait
             _wait = min(_wait * 2, LONGEST_WAIT)
-            modules.sweep()
-            _try_complete_transition()
+            _settle()
+            if changing() is not None:
+                _try_complete_transition()
+
+
+def _settle() -> None:
+    """To be called at the beginning of every operation: bring everything in order that has happened meanwhile."""
+    if interrupted:
+        _take_over()
+    modules.sweep()
+
+
+def _take_over() -> None:
+    """This process was forked while somebody, here or in another thread, was in a callback: that operation is over.
+
+    If no task was told to move yet it is taken back; if all had moved it is completed. The callbacks that were running
+    count as called: they may be what forked, and must not do it again.
+    """
+    modules.take_over(interrupted)
+    interrupted.clear()
+    if changing() is None:
+        return
+    patch, transition = _running()
+    if transition.gone:
+        _conclude()
+    elif transition.target is not transition.goal:  # nobody was told to move yet
+        _cancel_transition()
+        if patch not in listed:
+            modules.await_modules()
+            loaded_patches.pop(patch.name, None)
 
 
 # -- enabling ------------------------------------------------------------------------------------------------
@@ -98,12 +129,12 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
     (one of this name is loaded), EBUSY (another transition runs, or somebody else redirects a function), ENOSYS (this
     interpreter is not supported), or what a pre_patch callback refuses with.
     """
-    unsupported = cpython.unsupported() or task_kinds.unsupported()
+    unsupported = cpython.unsupported()
     if unsupported is not None:
         raise LivepatchError(errno.ENOSYS, unsupported)
     check_author(patch)
     with exclusively():
-        modules.sweep()
+        _settle()
         _check_new(patch)
         state.check_compatible(patch, listed)
         patch.init()
@@ -115,6 +146,8 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
             modules.await_modules()
             modules.await_absent(patch)
             _enable(patch)
+        except TakenOver:
+            raise
         except BaseException:
             if patch in listed:
                 listed.remove(patch)
@@ -154,6 +187,8 @@ def _enable(patch: Patch) -> None:
             if found is None:
                 found = objects.find(objects.funcs(patch))
             _patch_object(obj, found, _running()[1])
+    except TakenOver:
+        raise
     except BaseException as error:
         log.warning(f"failed to enable patch '{patch.name}'")
         _cancel_transition()
@@ -204,7 +239,7 @@ def _start_transition() -> None:
 def _round_soon() -> None:
     global _due, _wait
     _wait = FIRST_WAIT
-    _due = clock.monotonic() + _wait
+    _due = originals.monotonic() + _wait
     if _driver is not None:
         _driver.wake()
 
@@ -226,11 +261,10 @@ def _complete_transition() -> None:
     goal = transition.goal.state
     log.debug(f"'{patch.name}': completing {_name(goal)} transition")
     touched = objects.redirections_of(patch)
-    replaced = listed[: listed.index(patch)] if patch.replace and goal == PATCHED else []
     if goal == UNPATCHED:
         for obj in patch.all_objects():
             objects.unpatch_object(obj)
-    for other in replaced:
+    for other in _replaced(patch, goal):
         other.enabled = False
         for obj in other.objects:
             objects.unpatch_object(obj)
@@ -242,15 +276,28 @@ def _complete_transition() -> None:
         replace.discard_nops(patch)
     transition.stop()
     caches.clear(function for redirection in touched for function in redirection.functions())
-    for obj in patch.objects:
-        if obj.module is not None:
-            (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(obj)
+    _to_tell[:] = [obj for obj in patch.objects if obj.module is not None]
+    _conclude()
+
+
+def _conclude() -> None:
+    """All functions have what they are to have: call the callbacks, and let go of what is gone."""
+    patch, transition = _running()
+    goal = transition.goal.state
+    while _to_tell:
+        (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(_to_tell.pop(0))
     log.notice(f"'{patch.name}': {_name(goal)} complete")
+    replaced = _replaced(patch, goal)
     for gone in replaced if patch.enabled else [patch]:
         if gone in listed:
             listed.remove(gone)
     modules.await_modules()
     lists.set_changing(None)
+
+
+def _replaced(patch: Patch, goal: int) -> list[Patch]:
+    """The patches that end with this transition."""
+    return listed[: listed.index(patch)] if patch.replace and goal == PATCHED else []
 
 
 def _cancel_transition() -> None:
@@ -292,7 +339,7 @@ def write_enabled(name: str, value: object) -> None:
     rules and their order are the kernel's enabled_store.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         patch = _find(name)
         enabled = parse_bool(value)
         if enabled is None:
@@ -348,7 +395,7 @@ def force_transition(name: str) -> None:
     round. Raises `LivepatchError(EINVAL)` if the patch is not in transition.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         patch = _find(name)
         transition = transition_of(patch)
         if transition is None:
@@ -369,7 +416,7 @@ def unload_patch(name: str) -> None:
     Raises `LivepatchError` with EAGAIN (it is enabled, in transition or was forced away) or ENOENT.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         patch = loaded_patches.get(name)
         if patch is None:
             raise LivepatchError(errno.ENOENT, f"No patch '{name}' is loaded.")
@@ -391,21 +438,22 @@ def set_redirection(enabled: bool) -> None:
     go off while something is patched.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         redirect.allow(enabled)
 
 
 def wait(name: str, timeout: float) -> bool:
     """Wait until no transition of this patch runs any more, at most `timeout` seconds; whether that is so."""
-    deadline = clock.monotonic() + timeout
+    deadline = originals.monotonic() + timeout
     while True:
         now = changing()
         if now is None or now[0].name != name:
             return True
-        left = deadline - clock.monotonic()
+        left = deadline - originals.monotonic()
         if left <= 0:
             return False
         due = next_round()
+        # Not the original: where greenlets have replaced it, the others are to run meanwhile.
         time.sleep(min(left, max(due or 0.0, 0.0005), 0.05))
         if due is not None and not next_round():
             tick()
@@ -445,7 +493,7 @@ def _status(patch: Patch) -> PatchStatus:
             }
             for obj in patch.all_objects()
         ],
-        seconds=clock.monotonic() - transition.started if transition is not None else 0.0,
+        seconds=originals.monotonic() - transition.started if transition is not None else 0.0,
         total=transition.total if transition is not None else 0,
         left=len(transition.pending) if transition is not None else 0,
     )
@@ -470,7 +518,7 @@ def check_patch(patch: Patch) -> list[TaskStatus]:
     """Resolve everything as `enable_patch` does, change nothing, and tell who would stand in the way now."""
     check_author(patch)
     with exclusively():
-        modules.sweep()
+        _settle()
         _check_new(patch)
         state.check_compatible(patch, listed)
         patch.init()

@@ -40,7 +40,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import ref
 
-from . import log
+from . import log, originals
 from .model import LivepatchError
 
 _address = id  # the public functions have a parameter of that name
@@ -72,7 +72,7 @@ class _Strong:
 
 
 _entries: dict[int, _Weak | _Strong] = {}
-_lock = threading.RLock()  # re-entrant so that it knows its owner; entered twice it never is
+_lock = originals.RLock()  # re-entrant so that it knows its owner; entered twice it never is
 _process = os.getpid()  # whose the lock is
 _dead: deque[_Weak] = deque()
 _burying = threading.local()
@@ -180,7 +180,7 @@ def _exclusively() -> Iterator[_Later]:
     """Under the lock."""
     if os.getpid() != _process:
         _in_child()
-    if _lock._is_owned():  # type: ignore[attr-defined]
+    if _lock._is_owned():
         raise LivepatchError(
             errno.EDEADLK,
             "Constructors and destructors of shadow variables must not allocate or free any; they may only get.",
@@ -251,7 +251,7 @@ def _bury() -> None:
         return
     _burying.here = True
     try:
-        while _dead and not _lock._is_owned() and _lock.acquire(blocking=False):  # type: ignore[attr-defined]
+        while _dead and not _lock._is_owned() and _lock.acquire(blocking=False):
             buried = []
             try:
                 while _dead:
@@ -271,8 +271,8 @@ def _in_child() -> None:
     """
     global _process
     _process = os.getpid()
-    if not _lock._is_owned():  # type: ignore[attr-defined]
-        _lock._at_fork_reinit()  # type: ignore[attr-defined]
+    if not _lock._is_owned():
+        _lock._at_fork_reinit()
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,8 +11,20 @@ a function may well be equal). Two kinds of frame count as affected:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice, repeat, takewhile, tee
+from operator import itemgetter, methodcaller
 from types import CodeType, FrameType
+from typing import Any
+
+from .originals import get_ident
+
+#: The frames of a stack, innermost first.
+Stack = list[FrameType]
+
+#: Gives the innermost frame of a stack.
+Look = Callable[[], "FrameType | None"]
 
 
 class Footprint:
@@ -45,18 +57,10 @@ class Footprint:
         self._kept += [code, *versions]
         self.trampolines[id(code)] = frozenset(map(id, versions))
 
-    def affected(
-        self, frame: FrameType | None, kept: list[FrameType], outermost: FrameType | None = None
-    ) -> FrameType | None:
-        """The innermost affected frame from `frame` outwards, up to and including `outermost`, or None.
-
-        Every frame looked at is put into `kept`. Another thread may return from it meanwhile, and then its locals
-        die with our reference: the caller drops `kept` after it has released the switch lock, since a finalizer
-        is foreign code.
-        """
+    def affected(self, frames: Sequence[FrameType], outermost: FrameType | None = None) -> FrameType | None:
+        """The innermost affected frame of a stack, up to and including `outermost`, or None."""
         above = 0
-        while frame is not None:
-            kept.append(frame)
+        for frame in frames:
             code = id(frame.f_code)
             if code in self.forbidden:
                 return frame
@@ -66,16 +70,11 @@ class Footprint:
             if frame is outermost:
                 return None
             above = code
-            frame = frame.f_back
         return None
 
-    def entered(self, frame: FrameType | None) -> bool:
-        """There is a trampoline from `frame` outwards."""
-        while frame is not None:
-            if id(frame.f_code) in self.trampolines:
-                return True
-            frame = frame.f_back
-        return False
+    def entered(self, frames: Iterable[FrameType]) -> bool:
+        """There is a trampoline on this stack."""
+        return any(id(frame.f_code) in self.trampolines for frame in frames)
 
     def innermost(self, frame: FrameType | None, outermost: FrameType | None = None) -> set[int] | None:
         """Which set the innermost version belongs to, from `frame` outwards, up to and including `outermost`."""
@@ -89,11 +88,73 @@ class Footprint:
         return None
 
 
-def walk(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames of a stack, innermost first."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def stack(top: FrameType | None) -> Stack:
+    """The frames from `top` outwards. Of the running thread's own frames, since nothing else stands still."""
+    frames: list[Any] = []
+    try:
+        frames.extend(accumulate(chain((top,), repeat("f_back")), getattr))  # type: ignore[arg-type]
+    except AttributeError:  # beyond the outermost is None, which has no f_back
+        frames.pop()
+    return frames
+
+
+def stack_of(look: Look, unless: Look | None = None) -> Stack | None:
+    """The stack whose innermost frame `look` gives, of somebody who runs on meanwhile; None if it cannot be had.
+
+    A frame of a generator leads on to whoever resumes it, and to nobody once it has yielded: walked step by step, the
+    stack of a thread may end in the middle, or go on in another thread's. So the look and the walk are one call in C,
+    which the interpreter does not interrupt. Only making frame objects may (a collection starts there, and finalizers
+    run): hence a second time, where all exist already. `look` has to be C, too.
+
+    `unless` is asked at the same instant: where it gives a frame, the stack cannot be had either.
+    """
+    for _ in range(_LOOKS):
+        first, second = _seen(look, unless), _seen(look, unless)
+        if first == second:
+            return first if unless is None else first[1:] if first[0] is None else None
+    return None
+
+
+#: How often two looks in a row may differ. They rarely do: it takes a switch of threads between the two.
+_LOOKS = 5
+
+
+def _seen(look: Look, unless: Look | None) -> Any:
+    seen: list[Any] = []
+    steps: Iterator[Any] = accumulate(chain(_once(look), repeat("f_back")), getattr)  # type: ignore[arg-type]
+    try:
+        seen.extend(steps if unless is None else chain(_once(unless), steps))
+    except AttributeError:
+        seen.pop()
+    except KeyError:  # there is no such thread any more
+        pass
+    return seen
+
+
+def _once(look: Callable[[], Any]) -> Iterator[Any]:
+    return islice(iter(look, sys), 1)  # `sys` is what it never gives
+
+
+def thread_stack(ident: int, unless: Look | None = None) -> Stack | None:
+    """The stack that a thread shows; see `stack_of`. Empty if there is no such thread."""
+    if ident == get_ident():
+        return stack(sys._getframe(1)) if unless is None or unless() is None else None
+    return stack_of(map(itemgetter(ident), iter(sys._current_frames, None)).__next__, unless)
+
+
+def thread_stacks() -> dict[int, Stack]:
+    """What all threads show, in one look instead of one for each; without those that two looks do not agree on."""
+    first, second = _seen_everywhere(), _seen_everywhere()
+    stacks = {ident: frames for ident, frames in second.items() if frames == first.get(ident)}
+    stacks[get_ident()] = stack(sys._getframe(1))
+    return stacks
+
+
+def _seen_everywhere() -> dict[int, Stack]:
+    idents, tops = tee(chain.from_iterable(map(methodcaller("items"), _once(sys._current_frames))))
+    steps = map(chain, map(itemgetter(slice(1, 2)), tops), repeat(repeat("f_back")))
+    walks = map(takewhile, repeat(bool), map(accumulate, steps, repeat(getattr)))
+    return dict(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
 
 
 def describe(frame: FrameType) -> str:

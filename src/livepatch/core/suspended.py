@@ -9,8 +9,9 @@ known owner could be resumed by anybody and keeps everybody; `claim` gives it to
 A generator may wander, too: one begun in one worker thread is resumed in another. While such a one is alive, tasks
 that have moved do not take the fast path, and calls made from inside of it stay in its world.
 
-Suspended greenlets are whole stacks that no thread shows. Those that hold affected frames when the transition starts
-keep everybody; what a greenlet enters later is counted with its thread's calls (`transition.py`).
+Suspended greenlets are whole stacks that no thread shows. They are tasks of their own (`tasks/greenlet.py`), unless
+they serve a task of another kind, as SQLAlchemy's do: there, those of before the transition are known here, and what
+they enter later is counted with the task's calls (`transition.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
-from .heap import instances, referrers
+from .heap import referrers
 from .model import TaskStatus
-from .stacks import Footprint, describe
+from .stacks import Footprint, Stack, describe, stack_of
 
 FrameOwner = GeneratorType, CoroutineType, AsyncGeneratorType
 
@@ -71,6 +73,27 @@ class Entry:
         thing = self.reference()
         return thing if thing is not None and frame_of(thing) is not None else None
 
+    def holding(self, footprint: Footprint) -> object | None:
+        """The object, if it would go on in code to be left."""
+        return self.live() if self.code in footprint.forbidden else None
+
+
+class GreenletEntry(Entry):
+    """A greenlet, which has a whole stack. A running one does not show whether it holds anything."""
+
+    __slots__ = ()
+
+    def __init__(self, thing: object, owner: Hashable | None, gone: Callable[[Entry], None]) -> None:
+        super().__init__(thing, owner, gone)
+        self.wanders = False
+
+    def holding(self, footprint: Footprint) -> object | None:
+        thing: Any = self.reference()
+        if not thing:  # ended, or dead
+            return None
+        frames = stack_of(partial(getattr, thing, "gr_frame"))
+        return thing if not frames or footprint.affected(frames) else None
+
 
 class Suspended:
     """The suspended frames of a transition. All methods are called under the switch lock.
@@ -86,7 +109,6 @@ class Suspended:
         self._forbidden: set[int] = set()
         self._expected: set[int] = set()
         self._footprint = Footprint()
-        self._greenlets: list[weakref.ref[Any]] = []
         #: Codes to look for when a transition starts, in either direction; set by whoever knows the functions.
         self.codes: list[CodeType] = []
 
@@ -97,23 +119,13 @@ class Suspended:
         found = find(self.codes)
         for thing in found:
             self.add(thing, None)
-        library = sys.modules.get("greenlet")
-        greenlets = instances(library.greenlet) if library is not None else []
-        self._greenlets = [weakref.ref(g) for g in greenlets if footprint.affected(g.gr_frame, [])]
-        return found + greenlets
-
-    def greenlets(self) -> list[Any]:
-        """Those that held affected frames at the start and may still; a running one does not show what it holds."""
-        known = [greenlet for reference in self._greenlets if (greenlet := reference()) is not None]
-        held = [g for g in known if not g.dead and (g.gr_frame is None or self._footprint.affected(g.gr_frame, []))]
-        self._greenlets = [weakref.ref(greenlet) for greenlet in held]
-        return held
+        return found
 
     def add(self, thing: object, owner: Hashable | None) -> Entry:
         """Follow an object; the first owner it was given stays."""
         entry = self._by_id.get(id(thing))
         if entry is None:
-            entry = Entry(thing, owner, self._forget)
+            entry = (GreenletEntry if hasattr(thing, "gr_frame") else Entry)(thing, owner, self._forget)
             self._by_id[entry.key] = entry
             self._by_owner.setdefault(owner, {})[entry.key] = entry
         return entry
@@ -130,12 +142,29 @@ class Suspended:
             entry.owner = owner
             self._by_owner.setdefault(owner, {})[entry.key] = entry
 
+    def claim_chain(self, coroutine: object, owner: Hashable) -> None:
+        """All that hangs on what this task runs is its own: what it awaits, and greenlets that serve it."""
+        for link in chain(coroutine):
+            self.claim(link, owner)
+        for greenlet in greenlets_in(coroutine):
+            self.claim(greenlet, owner)
+
     def disown(self, task: Hashable) -> None:
         """A task has ended. What it leaves behind belongs to nobody known."""
         for key, entry in list(self._by_owner.pop(task, {}).items()):
             if entry.live() is not None:
                 entry.owner = None
                 self._by_owner.setdefault(None, {})[key] = entry
+
+    def owners(self) -> list[Hashable]:
+        """The tasks that own one."""
+        return [owner for owner in list(self._by_owner) if owner is not None]
+
+    def pass_on(self, task: Hashable, heir: Hashable) -> None:
+        """Another task goes on with what this one was doing."""
+        for key, entry in list(self._by_owner.pop(task, {}).items()):
+            entry.owner = heir
+            self._by_owner.setdefault(heir, {})[key] = entry
 
     def drop(self, task: Hashable) -> None:
         """A task does not exist in this process; what it was in the middle of will never go on."""
@@ -161,13 +190,15 @@ class Suspended:
     def of(self, owner: Hashable | None) -> list[object]:
         """Those in code to be left that belong to this task; to None: to nobody known."""
         entries = list(self._by_owner.get(owner, {}).values())
-        live = [entry.live() for entry in entries if entry.code in self._forbidden]
-        found = [thing for thing in live if thing is not None]
-        return found + self.greenlets() if owner is None and self._greenlets else found
+        return [thing for entry in entries if (thing := entry.holding(self._footprint)) is not None]
+
+    def unowned(self) -> bool:
+        """There is one in code to be left that belongs to nobody known."""
+        return bool(self.of(None))
 
     def blocks(self, task: Hashable) -> bool:
         """This task owns one, or somebody unknown does."""
-        return bool(self._by_owner or self._greenlets) and bool(self.of(task) or self.of(None))
+        return bool(self._by_owner) and bool(self.of(task) or self.of(None))
 
     def live(self) -> list[object]:
         """All in code to be left."""
@@ -177,7 +208,6 @@ class Suspended:
         """Follow nothing any more."""
         self._by_id.clear()
         self._by_owner.clear()
-        self._greenlets.clear()
 
 
 def chain(awaitable: object) -> Iterable[object]:
@@ -194,3 +224,19 @@ def chain(awaitable: object) -> Iterable[object]:
             # `async for` hides its generator in an async_generator_asend, which only the collector sees through.
             following = next((r for r in gc.get_referents(awaitable) if isinstance(r, AsyncGeneratorType)), None)
         awaitable = following
+
+
+def stack_of_coroutine(coroutine: object) -> Stack:
+    """All frames of a task that waits, innermost first: of what it awaits, and of greenlets that serve it."""
+    frames = [frame for link in chain(coroutine) if (frame := frame_of(link)) is not None]
+    stacks = [stack_of(partial(getattr, greenlet, "gr_frame")) or [] for greenlet in greenlets_in(coroutine)]
+    return [*(frame for frames in stacks for frame in frames), *frames[::-1]]
+
+
+def greenlets_in(coroutine: object) -> list[Any]:
+    """The greenlets that a suspended coroutine, or what it waits for, has at hand."""
+    library = sys.modules.get("greenlet")
+    cls = getattr(library, "greenlet", None)
+    if cls is None:
+        return []
+    return [thing for link in chain(coroutine) for thing in gc.get_referents(link) if isinstance(thing, cls)]

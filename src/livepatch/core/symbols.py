@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
+from typing import NamedTuple
 
 from . import log, neighbours
 from .carriers import is_version
@@ -25,8 +25,7 @@ from .redirect import redirections, stand_ins
 from .trampoline import FILE
 
 
-@dataclass(frozen=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A function of a live module. `sympos` counts from 1 among those of the same name; `code` is the original.
 
     `twins` are code objects of the same definition: the module's body has run more than once, and somebody holds

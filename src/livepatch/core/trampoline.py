@@ -29,21 +29,25 @@ from .codes import ASYNC_GENERATOR, ITERABLE_COROUTINE, VARARGS, VARKEYWORDS, do
 
 FILE = "<livepatch>"
 
-_ENTER, _TRACK, _LEAVE, _NEW = "livepatch enter", "livepatch track", "livepatch leave", "livepatch new"
+_ENTER, _TRACK, _NEW = "livepatch enter", "livepatch track", "livepatch new"
+_RETURNED, _LEAVE = "livepatch returned", "livepatch leave"
 _DOC = "livepatch doc"
 
-# A constant is called through a local name: the compiler warns about calling a literal.
+# A constant is called through a local name: the compiler warns about calling a literal. One a line, since it makes one
+# constant of two.
 _BODIES = {
     "function": """{use}
     lp_enter = {enter!r}
     lp_version, lp_token = lp_enter({cells})
     if lp_token is None:
         return lp_version({arguments})
+    lp_returned = {returned!r}
     lp_leave = {leave!r}
     try:
         return lp_version({arguments})
     finally:
-        lp_leave(lp_token)
+        if lp_returned(lp_token):
+            lp_leave(lp_token)
 """,
     "coroutine": """{use}
     lp_enter = {enter!r}
@@ -52,11 +56,13 @@ _BODIES = {
     lp_started = lp_track(lp_version({arguments}))
     if lp_token is None:
         return await lp_started
+    lp_returned = {returned!r}
     lp_leave = {leave!r}
     try:
         return await lp_started
     finally:
-        lp_leave(lp_token)
+        if lp_returned(lp_token):
+            lp_leave(lp_token)
 """,
     "generator": """{use}
     lp_enter = {enter!r}
@@ -65,11 +71,13 @@ _BODIES = {
     lp_started = lp_track(lp_version({arguments}))
     if lp_token is None:
         return (yield from lp_started)
+    lp_returned = {returned!r}
     lp_leave = {leave!r}
     try:
         return (yield from lp_started)
     finally:
-        lp_leave(lp_token)
+        if lp_returned(lp_token):
+            lp_leave(lp_token)
 """,
     "async generator": """{use}
     lp_enter = {enter!r}
@@ -123,6 +131,7 @@ def _compile(body: str, flavour: str, listed: str, passed: str, free: int, birth
         use=use,
         enter=_ENTER,
         track=_TRACK,
+        returned=_RETURNED,
         leave=_LEAVE,
         new=_NEW,
         arguments=passed,
@@ -158,6 +167,7 @@ def trampoline(
     original: CodeType,
     enter: Callable[..., Any],
     track: Callable[..., Any],
+    returned: Callable[..., Any],
     leave: Callable[..., Any],
     *,
     exact: bool,
@@ -175,7 +185,7 @@ def trampoline(
     if doc is not None:
         body = f"\n    {_DOC!r}" + body
     code = _compile(body, flavour, listed, passed, len(original.co_freevars), birth)
-    return _dress(code, original, {_ENTER: enter, _TRACK: track, _LEAVE: leave, _DOC: doc})
+    return _dress(code, original, {_ENTER: enter, _TRACK: track, _RETURNED: returned, _LEAVE: leave, _DOC: doc})
 
 
 def forwarder(original: CodeType, new: Any) -> CodeType:

@@ -15,12 +15,16 @@ tasks are moved one at a time, in three ways:
 2. Exit switching: a task that returns from its outermost trampoline looks at its own stack (`leave`).
 3. Idle switching: a callback in each event loop runs when none of the loop's tasks does (`tasks/asyncio.py`).
 
-One lock makes the check from outside safe. A task that has not moved takes the switch lock in its trampoline,
-after the trampoline's frame exists, and reads its state under it; a checker holds the lock from before it takes
-the snapshot of the stacks until it has written the states. So while a checker looks, affected frames can only
-disappear. A task that has moved takes no lock: it finds the present target as its state, and a target is an object
-of its own for every transition and direction. The lock is re-entrant (signal handlers and finalizers call patched
-functions too), a leaf, and never held while foreign code runs.
+One lock makes the check from outside safe. A task that has not moved reads its state in its trampoline, after the
+trampoline's frame exists, and under the switch lock if anybody is looking; a checker holds the lock, and says that it
+looks, from before it takes the snapshot of the stacks until it has written the states (`looking`). So while a checker
+looks, affected frames can only disappear; and whoever found that nobody looks has a frame that the next checker sees.
+A task that has moved takes no lock: it finds itself among those who are where all are going. The lock is re-entrant
+(signal handlers and finalizers call patched functions too), a leaf, and never held while foreign code runs.
+
+There may be a million tasks, and one that serves others may be waiting for the lock. So nothing is done for every
+task under one hold of it: they are listed before the first may move, in slices between which others run (`unhurried`),
+a reversal exchanges the two sets that they are in, and what remains of these is let go of in slices as well.
 
 What a stack does not show is counted: `suspended.py` follows generators and coroutines, which outlive calls, and
 `calls` counts the ordinary calls a task has under way, should somebody switch stacks below Python.
@@ -36,18 +40,18 @@ This file knows no symbol, no attribute, no import and no function: it is tested
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import CodeType, FrameType
-from typing import Protocol
 
-from . import clock
+from . import originals
 from .model import TaskStatus
-from .stacks import Footprint, describe
-from .suspended import Suspended
+from .pace import unhurried
+from .stacks import Footprint, Stack, describe, stack
+from .suspended import Suspended, find
 
-#: What a trampoline hands back when its call ends: in which direction it began, and in which task.
-Token = tuple[int, Hashable]
+#: What a trampoline hands back when its call ends: where it was counted, and in which task.
+Token = tuple[dict[Hashable, int], Hashable]
 
 IDLE, UNPATCHED, PATCHED = -1, 0, 1
 
@@ -55,19 +59,34 @@ IDLE, UNPATCHED, PATCHED = -1, 0, 1
 SIGNALS_TIMEOUT = 15
 
 #: The switch lock, see above. Lock order: the registry's mutex, then this one.
-switch_lock = threading.RLock()
+switch_lock = originals.RLock()
 
 #: Threads that are no tasks: livepatch's own.
 exempt_threads: set[int] = set()
 
 
-class Goal:
-    """The state of a task within one transition; compared by identity only."""
+#: Seconds for which a task that could not move does not look again. It moves that much later at worst, and a call that
+#: is made often, from within one to be left, does not walk the stack every time.
+REST = 0.0002
+
+
+class World(set[Hashable]):
+    """The tasks that are in one state, within one transition."""
 
     __slots__ = ("state",)
 
     def __init__(self, state: int) -> None:
+        super().__init__()
         self.state = state
+
+    def emptied(self) -> Iterator[Hashable]:
+        """The tasks, each of which is forgotten when it has been given."""
+        while self:
+            yield self.pop()
+
+
+#: In place of a world: this task has to ask.
+NOBODY = World(IDLE)
 
 
 class Everything:
@@ -103,40 +122,68 @@ class View:
         return [describe(frame) for frame in affected]
 
 
-class Kind(Protocol):
-    """One kind of task. Every method may be called from any thread; those marked so, under the switch lock."""
+class Kind:
+    """One kind of task. Every method may be called from any thread; those marked so, under the switch lock.
+
+    The first four are what a kind must have; what is said of the others does, where nothing is known.
+    """
 
     label: str
+    #: The module without which there is no task of this kind.
+    library = "sys"
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
         """A function that gives the running task of this kind, or what the fallback says if there is none."""
+        raise NotImplementedError
 
     def tasks(self) -> Iterable[Hashable]:
-        """All live tasks. Called under the switch lock."""
-
-    def creator(self, task: Hashable) -> Hashable | None:
-        """The task whose state a newly noticed one takes, if that is known. Called under the switch lock."""
-
-    def root(self, task: Hashable) -> FrameType | None:
-        """The outermost frame of a running task, if it is of this kind and does not have the stack for itself."""
-
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        """Those of the tasks that can never run again. Called under the switch lock."""
-
-    def start(self, transition: Transition) -> None:
-        """A transition starts to move tasks: hook the creation of tasks, where that is needed."""
+        """All live tasks. Called without the switch lock, when all trampolines are there and nobody may move yet."""
+        raise NotImplementedError
 
     def inspect(self, transition: Transition) -> None:
         """One round: move the tasks of this kind that can be moved, now or from a callback."""
+        raise NotImplementedError
+
+    def statuses(self, view: View) -> list[TaskStatus]:
+        """All live tasks, for people."""
+        raise NotImplementedError
+
+    def creator(self, task: Hashable) -> Hashable | None:
+        """The task whose state a newly noticed one takes, if that is known. Called under the switch lock."""
+        return None
+
+    def root(self, task: Hashable) -> FrameType | None:
+        """The outermost frame of a running task, if it is of this kind and does not have the stack for itself."""
+        return None
+
+    def beneath(self, task: Hashable) -> Iterable[Stack]:
+        """Stacks of the running task other than the one it runs on just now. Called under the switch lock."""
+        return ()
+
+    def notice(self, task: Hashable) -> None:
+        """This task, perhaps of another kind, has a state from now on; again when it has to move again. Called under
+        the switch lock, or while all tasks are being listed."""
+
+    def finished(self) -> list[Hashable]:
+        """Those of the noticed tasks that can never run again. Called under the switch lock."""
+        return []
+
+    def before_fork(self) -> None:
+        """This thread is about to fork. Called under the switch lock, at every fork; must be cheap."""
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """In a child that this thread has just forked: those that may go on. Called under the switch lock."""
+        return []
+
+    def start(self, transition: Transition) -> None:
+        """A transition starts to move tasks: hook the creation of tasks. Called under the switch lock, and again at
+        every reversal."""
 
     def nudge(self, transition: Transition) -> None:
         """The fake signal: wake the pending tasks, where something can."""
 
     def stop(self, transition: Transition) -> None:
         """The transition is over: take the hooks away."""
-
-    def statuses(self, view: View) -> list[TaskStatus]:
-        """All live tasks, for people."""
 
 
 class Transition:
@@ -158,36 +205,64 @@ class Transition:
         self.kinds = kinds
         self.wake = wake
         self.boundary = boundary
-        #: The task that runs in this thread: the first kind that knows one decides.
-        self.current: Callable[[], Hashable] = threading.get_ident
-        for kind in reversed(kinds):
-            self.current = kind.current_or(self.current)
+        #: How many modules there were at the last `find_current`; with another number it is due.
+        self.modules = 0
+        self.find_current()
         self._footprint = footprint
-        self._goals = (Goal(UNPATCHED), Goal(PATCHED))
-        self.initial = self._goals[1 - target_state]
-        self.goal = self._goals[target_state]
+        worlds = World(UNPATCHED), World(PATCHED)
+        #: Where everybody is in the beginning, and where everybody is to go; a reversal exchanges them.
+        self.initial = worlds[1 - target_state]
+        self.goal = worlds[target_state]
         #: What tasks are moving to. The same as `initial` until all trampolines are installed.
         self.target = self.initial
-        #: The state at which a trampoline need not ask: `target`, or nobody's while a suspended frame of the
-        #: version to be left may be resumed by a task that has moved.
+        #: The tasks that need not ask in a trampoline: `target`, or nobody while a suspended frame of the version
+        #: to be left may be resumed by a task that has moved.
         self.fast = self.target
-        #: A suspended frame of the version to move to may be resumed by a task that has not moved.
-        self.ahead = False
-        self.states: dict[Hashable, Goal] = {}
-        #: The tasks that still have to move: TIF_PATCH_PENDING.
-        self.pending: set[Hashable] = set()
-        #: Ordinary calls under way in the version to be left, by task.
+        #: The tasks that need not ask either, since they have not moved and nobody is about to move them: `initial`, or
+        #: nobody while somebody looks, or while a suspended frame of the version to move to may be resumed by one.
+        self.stay = NOBODY
+        self.ahead = False  # there is such a frame
+        #: Ordinary calls under way in the version to be left, by task; another dict for every direction.
         self.calls: dict[Hashable, int] = {}
+        #: When tasks may look again that could not move when they returned from an outermost call.
+        self._held: dict[Hashable, float] = {}
+        #: After a fork: who goes on with what a task was doing that does not exist in this process.
+        self.heirs: dict[Hashable, Hashable] = {}
         self.suspended = Suspended()
         self.footprint = Footprint()
         self.over = False  # every task has moved
         self.gone = False  # and no function carries a trampoline any more
         self.total = 0
+        self.labels: set[str] = set()  # of the kinds that had tasks when it started
         self.rounds = 0
-        self._epoch = 0
-        self.started = clock.monotonic()
+        self.started = originals.monotonic()
         #: How many tasks moved in which way, for reports and tests.
         self.moved = {"stack check": 0, "exit": 0, "idle": 0, "force": 0}
+
+    @property
+    def pending(self) -> World:
+        """The tasks that still have to move: TIF_PATCH_PENDING."""
+        return self.initial
+
+    def find_current(self) -> None:
+        """Make `look`, which gives the task that runs in this thread: the first kind that knows one decides.
+
+        Kinds whose library nobody has imported are not asked. One that is imported later makes `sys.modules` longer;
+        should it have become shorter by as much in the same moment, the next round notices.
+        """
+        count = len(sys.modules)
+        look: Callable[[], Hashable] = originals.get_ident
+        for kind in reversed(self.kinds):
+            if kind.library in sys.modules:
+                look = kind.current_or(look)
+        self.look = look
+        self.modules = count  # last: others ask without a lock
+
+    def current(self) -> Hashable:
+        """The task that runs in this thread."""
+        if len(sys.modules) != self.modules:
+            self.find_current()
+        return self.look()
 
     # -- what trampolines ask ------------------------------------------------------------------------
 
@@ -217,22 +292,36 @@ class Transition:
                 return goal.state, None
             if counted:
                 self.calls[task] = self.calls.get(task, 0) + 1
-            return goal.state, (self._epoch, task)
+            return goal.state, (self.calls, task)
 
-    def _state_of(self, task: Hashable) -> Goal:
-        goal = self.states.get(task)
-        if goal is None:
-            goal = self.initial
+    def _state_of(self, task: Hashable) -> World:
+        world = self._known(task)
+        if world is None:
+            world = self.initial
             if self.target is self.goal:
                 for kind in self.kinds:
                     creator = kind.creator(task)
                     if creator is not None:
-                        goal = self.states.get(creator, goal)
+                        world = self._known(creator) or world
                         break
-            self.states[task] = goal
-            if goal is not self.target:
-                self.pending.add(task)
-        return goal
+            self._put(task, world)
+        return world
+
+    def knows(self, task: Hashable) -> bool:
+        """This task has a state."""
+        return self._known(task) is not None
+
+    def _known(self, task: Hashable) -> World | None:
+        return self.goal if task in self.goal else self.initial if task in self.initial else None
+
+    def _put(self, task: Hashable, world: World) -> None:
+        (self.initial if world is self.goal else self.goal).discard(task)
+        world.add(task)
+        self._notice(task)
+
+    def _notice(self, task: Hashable) -> None:
+        for kind in self.kinds:
+            kind.notice(task)
 
     def track(self, frame_owner: object) -> None:
         """A trampoline made a generator or coroutine of a version and is about to run it."""
@@ -242,27 +331,41 @@ class Transition:
                 return
             entry = self.suspended.add(frame_owner, task)
             if self.suspended.strays(entry):
-                self.fast = Goal(self.target.state)
+                self.fast = World(self.target.state)
             self.ahead = self.ahead or self.suspended.runs_ahead(entry)
+            if self.ahead:
+                self.stay = NOBODY
 
     def leave(self, token: Token, counted: bool, switch: bool, frame: FrameType | None) -> None:
         """Exit switching: the trampoline called by `frame` returns in a task that had not moved when it entered.
 
         Without `switch`, the call is over but something that it stands for is not yet.
         """
-        epoch, task = token
+        if (not counted or self.returned(token)) and switch:
+            self.exit(token, frame)
+
+    def returned(self, token: Token) -> bool:
+        """The first half of `leave`, of an ordinary call and without a lock: whether to have a look at the stack."""
+        calls, task = token
+        task = self.heirs.get(task, task)
+        left = calls.get(task, 1) - 1
+        if left > 0:
+            calls[task] = left
+            return False
+        calls.pop(task, None)
+        until = self._held.get(task)
+        return until is None or originals.monotonic() > until
+
+    def exit(self, token: Token, frame: FrameType | None) -> None:
+        """The second half: look, and move."""
+        calls, task = token
         with switch_lock:
-            if self.over or epoch != self._epoch:
-                return
-            if counted:
-                left = self.calls.pop(task, 1) - 1
-                if left:
-                    self.calls[task] = left
-                    return
-            if (
-                switch and not self.boundary and task == self.current()
-            ):  # a generator may end in another task, whose stack says nothing about this one
-                self._exit(task, frame)
+            # A generator may end in another task, whose stack says nothing about this one.
+            task = self.heirs.get(task, task)
+            if not self.over and calls is self.calls and task == self.current():
+                if not self.boundary:
+                    self._exit(task, frame)
+                self._held[task] = originals.monotonic() + REST
 
     def update(self, frame: FrameType | None) -> None:
         """The running task, whose innermost frame of its own is `frame`, asks to be moved."""
@@ -270,24 +373,33 @@ class Transition:
             if not self.over:
                 self._exit(self.current(), frame)
 
+    def leave_work(self, between: Callable[[Stack], bool], frame: FrameType | None) -> None:
+        """The running task has returned from a piece of work to `frame`, and may be between two of them."""
+        with switch_lock:
+            if not self.over and between(stack(frame)):
+                self._exit(self.current(), frame)
+
     def _exit(self, task: Hashable, frame: FrameType | None) -> None:
         movable = task in self.pending and self.movable(task)
-        if movable and not self.footprint.affected(frame, [], self._root(task)):
+        if movable and not self.footprint.affected(stack(frame), self._root(task)):
+            for kind in self.kinds:
+                if any(map(self.footprint.affected, kind.beneath(task))):
+                    return
             self.switch(task, "exit")
 
     def _root(self, task: Hashable) -> FrameType | None:
         return next((root for kind in self.kinds if (root := kind.root(task)) is not None), None)
 
-    def inherit(self, task: Hashable, creator: Hashable) -> None:
-        """A task is being created, and cannot have reached a trampoline yet."""
+    def inherit(self, task: Hashable, creator: Hashable | None) -> None:
+        """A task is being created, and cannot have reached a trampoline yet. Without a creator it is a piece of work of
+        its own, which begins at a boundary."""
         with switch_lock:
             if not self.over and self.target is self.goal:
-                goal = self.states[task] = self._state_of(creator)
-                (self.pending.discard if goal is self.target else self.pending.add)(task)
+                self._put(task, self.target if creator is None else self._state_of(creator))
 
     def state_of(self, task: Hashable) -> int:
         """The state of a task, for people."""
-        return self.states.get(task, self.initial).state
+        return (self._known(task) or self.initial).state
 
     # -- what the kinds of tasks use, under the switch lock ------------------------------------------
 
@@ -295,18 +407,36 @@ class Transition:
         """Nothing but the frames of its stack could keep this task from moving."""
         return self.target is self.goal and task not in self.calls and not self.suspended.blocks(task)
 
+    def look_at_self(self, task: Hashable, own: Stack, between: Callable[[Stack], bool]) -> None:
+        """Idle switching of the thread that runs an event loop, from a callback in which nothing else runs there."""
+        movable = task in self.pending and self.movable(task) and not self.footprint.affected(own)
+        if movable and (not self.boundary or between(own)):
+            self.switch(task, "idle")
+
     def uncount(self, task: Hashable) -> None:
         """No trampoline is on this task's stack. Whatever is counted was torn away by an exception.
 
         Signal handlers raise anywhere. But where stacks are switched below Python, the count is all there is to go by.
         """
-        if task in self.calls and "greenlet" not in sys.modules:
-            del self.calls[task]
+        if "greenlet" not in sys.modules:
+            self.calls.pop(task, None)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Hold the switch lock, and let nobody choose without it: for whoever looks at others and moves them."""
+        with switch_lock:
+            nested, self.stay = self.stay is NOBODY, NOBODY
+            try:
+                yield
+            finally:
+                if not nested:
+                    self._renew_stay()
 
     def switch(self, task: Hashable, way: str) -> None:
-        """Move a task. The caller has made sure, under this same hold of the lock, that it may."""
-        self.pending.discard(task)
-        self.states[task] = self.target
+        """Move a task. The caller has made sure, within this same `looking` or as the task itself, that it may."""
+        assert way == "exit" or self.stay is NOBODY, "whoever moves others has to be `looking`"
+        self.goal.add(task)
+        self.initial.discard(task)
         self.moved[way] += 1
         if not self.pending:
             self.wake()
@@ -314,23 +444,30 @@ class Transition:
     # -- the life of a transition, in order ----------------------------------------------------------
 
     def start(self) -> None:
-        """All trampolines are installed: list the tasks, and let them move from now on."""
+        """All trampolines are installed: list the tasks, and let them move from now on.
+
+        Nobody moves while they are listed. Who is born meanwhile has no affected frame, or came through a trampoline
+        and is listed by that; who ends is found by the first look.
+        """
+        for kind in self.kinds:
+            for task in unhurried(kind.tasks()):
+                if task not in exempt_threads:
+                    self.initial.add(task)
+                    kind.notice(task)
+                    self.labels.add(kind.label)
+        for thing in unhurried(find(self.suspended.codes)):  # so that `_start` meets few that are new
+            with switch_lock:
+                self.suspended.add(thing, None)
         with switch_lock:
-            for kind in self.kinds:
-                for task in kind.tasks():
-                    if task not in exempt_threads:
-                        self.states[task] = self.initial
-            self.total = len(self.states)
+            self.total = len(self.initial)
             kept = self._start()
         del kept
 
     def _start(self) -> list[object]:
         self.footprint = self._footprint(self.goal.state)
         kept = self.suspended.start(self.footprint)
-        self._epoch += 1
-        self.calls.clear()
+        self.calls, self._held = {}, {}
         self.target = self.goal
-        self.pending = {task for task, goal in self.states.copy().items() if goal is not self.target}
         self.rounds = 0
         self._renew_fast()
         for kind in self.kinds:
@@ -341,17 +478,19 @@ class Transition:
         """Nobody was told to move: everybody is where it was."""
         with switch_lock:
             self.initial, self.goal = self.goal, self.initial
+            self.stay = NOBODY
             self.over = True
-            kept = dict(self.states)
-            self.states.clear()
-        del kept
 
     def reverse(self) -> None:
         """Go back. Whoever has not moved is in the new target state already, wherever it is."""
         with switch_lock:
             self.initial, self.goal = self.goal, self.initial
             kept = self._start()
+            moved = list(self.pending)
         del kept
+        for task in unhurried(moved):
+            with switch_lock:
+                self._notice(task)
 
     def renew(self, codes: list[CodeType]) -> None:
         """More functions belong to the patch now; `codes` are those whose frames may be suspended."""
@@ -362,20 +501,33 @@ class Transition:
             self._renew_fast()
         del kept
 
-    def keep_only_current(self) -> None:
-        """After a fork, under the switch lock: no other task exists in this process, and none ever ends."""
-        alive = {self.current(), threading.get_ident()}
-        for task in set(self.states) - alive:
-            self.states.pop(task)
-            self.pending.discard(task)
+    def keep_only(self, forker: Hashable) -> None:
+        """In a forked child, under the switch lock: no task exists in this process but those that the kinds know to be
+        left. If `forker`, the one that has forked, is none of them, then its thread goes on with what it was doing.
+        """
+        known = {*self.initial, *self.goal, *self.calls, *self.suspended.owners()}
+        alive = {task for kind in self.kinds for task in kind.after_fork(known)}
+        if forker not in alive and forker is not None:
+            heir = originals.get_ident()
+            self.heirs[forker] = heir
+            self._put(heir, self._state_of(forker))
+            self.calls[heir] = self.calls.pop(forker, 0) + self.calls.get(heir, 0)
+            if not self.calls[heir]:
+                del self.calls[heir]
+            self.suspended.pass_on(forker, heir)
+        for task in (known | {forker}) - alive:
+            self.initial.discard(task)
+            self.goal.discard(task)
+            self._held.pop(task, None)
             self.calls.pop(task, None)
             self.suspended.drop(task)
 
     def force(self) -> None:
         """Move everybody who is left, wherever it is: the promise is broken from here on."""
         with switch_lock:
-            for task in list(self.pending):
-                self.switch(task, "force")
+            self.moved["force"] += len(self.pending)
+            self.goal |= self.pending
+            self.pending.clear()
             self.calls.clear()
             self.suspended.clear()
             self._renew_fast()
@@ -383,19 +535,18 @@ class Transition:
 
     def try_complete(self) -> bool:
         """One round. True when every task has moved; whoever asks from now on gets the target's version."""
+        self.find_current()
         for kind in self.kinds:
             kind.inspect(self)
         kept: list[object] = []
         with switch_lock:
             for kind in self.kinds:
-                for task in kind.finished(self.pending.copy()):
+                for task in kind.finished():
                     kept.append(task)
                     self.forget(task)
             self._renew_fast()
             if not self.pending and not self.suspended.live():
                 self.over = True
-                kept.append(dict(self.states))
-                self.states.clear()
                 return True
         if self.rounds and self.rounds % SIGNALS_TIMEOUT == 0:
             for kind in self.kinds:
@@ -405,22 +556,34 @@ class Transition:
 
     def forget(self, task: Hashable) -> None:
         """A task has ended. The caller holds the lock, and a reference for as long as it does."""
-        self.states.pop(task, None)
-        self.pending.discard(task)
+        self.goal.discard(task)
         self.calls.pop(task, None)
+        self._held.pop(task, None)
         self.suspended.disown(task)
+        if task in self.initial:
+            self.initial.discard(task)
+            if not self.initial and not self.over:
+                self.wake()
 
     def _renew_fast(self) -> None:
         strays = self.target is self.goal and self.suspended.any_strays()
-        self.fast = Goal(self.target.state) if strays else self.target
+        self.fast = World(self.target.state) if strays else self.target
         self.ahead = self.target is self.goal and self.suspended.any_ahead()
+        self._renew_stay()
+
+    def _renew_stay(self) -> None:
+        self.stay = self.initial if self.target is self.goal and not self.ahead and not self.over else NOBODY
 
     def stop(self) -> None:
         """Nothing calls a trampoline any more, or will: let go of the hooks and of all tasks."""
         for kind in self.kinds:
             kind.stop(self)
         self.gone = True
+        self.calls, self._held = {}, {}
         # These know code objects, trampolines too, which know this transition: the collector cannot see such a cycle.
         self.suspended = Suspended()
         self.footprint = Footprint()
-        self.pending.clear()
+        for world in (self.initial, self.goal):
+            for _ in unhurried(world.emptied()):
+                pass
+            world.clear()  # gives back its room, too

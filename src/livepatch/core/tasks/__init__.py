@@ -6,34 +6,21 @@ threads, which always know, come last.
 
 from __future__ import annotations
 
-import sys
 from types import CodeType
 
 from ..model import TaskStatus
 from ..stacks import Footprint
 from ..suspended import find, status_of
 from ..transition import IDLE, Everything, Kind, Transition, View, exempt_threads, switch_lock
-from . import asyncio, threads
+from . import asyncio, greenlet, threads, trio
 
 #: All kinds known to this process; append before the last to add one.
-kinds: list[Kind] = [asyncio.KIND, threads.KIND]
+kinds: list[Kind] = [asyncio.KIND, trio.KIND, greenlet.KIND, threads.KIND]
 
 
 def exempt_thread(ident: int) -> None:
     """This thread is livepatch's own: it is no task, and runs the version of before the transition."""
     exempt_threads.add(ident)
-
-
-def unsupported() -> str | None:
-    """Why tasks of this process cannot be told apart, as one sentence, or None."""
-    for library, patched in (
-        ("gevent.monkey", "is_module_patched"),
-        ("eventlet.patcher", "is_monkey_patched"),
-    ):
-        module = sys.modules.get(library)
-        if module is not None and getattr(module, patched)("thread" if "eventlet" in library else "threading"):
-            return f"{library.partition('.')[0]} has replaced the threads of this process, which is not supported yet."
-    return None
 
 
 def statuses(transition: Transition | None) -> list[TaskStatus]:

@@ -3,8 +3,9 @@
 Tasks are checked by a callback in their own loop's thread, scheduled from the round. While it runs, no task of that
 loop does: all of them are suspended, and none can have an ordinary function on a stack. What they may have is
 suspended coroutines and generators of the version to be left, and those are known (`suspended.py`). The callback
-first gives the ones that have no owner yet to the task in whose await chain it finds them. It works in slices of a
-millisecond, so that a hundred thousand tasks do not hold up the loop.
+first gives the ones that have no owner yet to the task in whose await chain it finds them, then moves tasks. It works
+in slices of a millisecond, so that a million tasks do not hold up the loop, and later rounds look only at those that
+had to stay: each loop's tasks are kept in lists for that, made while the transition lists its tasks.
 
 The thread that runs the loop is checked there as well: with no task running, its stack is its own.
 
@@ -20,19 +21,23 @@ asyncio is imported by nobody here: a process that does not use it does not pay 
 from __future__ import annotations
 
 import sys
-import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
-from .. import clock, cpython
+from .. import cpython, originals
 from ..model import TaskStatus
-from ..stacks import describe
-from ..suspended import chain, frame_of
-from ..transition import Transition, View, switch_lock
+from ..pace import SLICE
+from ..stacks import describe, stack
+from ..suspended import frame_of, stack_of_coroutine
+from ..transition import Kind, Transition, View, switch_lock
+from .boundaries import between_works, is_work
 
-#: The longest that a check may hold up a loop, in seconds.
-SLICE = 0.001
+#: So many tasks are looked at between two looks at the clock.
+_CHUNK = 64
+#: What is on the stack of a thread that runs a loop, if that is written in Python.
+_RUNNING = ("run_forever", "run_until_complete")
 
 
 def _asyncio() -> Any:
@@ -41,18 +46,40 @@ def _asyncio() -> Any:
     return module if hasattr(module, "current_task") and hasattr(module, "_get_running_loop") else None
 
 
-def _loop_of(task: Any) -> Any:
-    return task.get_loop()
+class _Loop:
+    """An event loop and those of its tasks that have not moved, in lists of `_CHUNK`."""
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.unclaimed: deque[list[Any]] = deque()  # to be looked at, first for what hangs on them
+        self.due: deque[list[Any]] = deque()  # to be looked at
+        self.held: deque[list[Any]] = deque()  # to be looked at in the next round
+        self.scheduled = False  # a callback is under way
+
+    def add(self, task: Any) -> None:
+        if not self.held or len(self.held[-1]) >= _CHUNK:
+            self.held.append([])
+        self.held[-1].append(task)
+
+    def begin(self) -> bool:
+        """Another round: look at all of them. Whether there is one."""
+        self.unclaimed += self.due
+        self.unclaimed += self.held
+        self.due.clear()
+        self.held.clear()
+        return bool(self.unclaimed)
 
 
-class Loops:
+class Loops(Kind):
     """The kind of asyncio tasks."""
 
-    label = "asyncio"
+    label = library = "asyncio"
 
     def __init__(self) -> None:
-        self._scheduled: set[int] = set()  # loops with a callback under way
-        self._loops: list[Any] = []  # loops that had pending tasks at the last look
+        self._loops: dict[int, _Loop] = {}
+        self._forked = False  # this process is a child
+        self._forker: Any = None  # the loop that runs in a thread which is about to fork
+        self._left: list[Any] = []  # such loops, in the child
         self._transition: Transition | None = None
         self._factories: dict[int, tuple[Any, Any, Any]] = {}  # loop, its factory, ours
         self._creators: dict[int, Hashable] = {}  # by thread: who is creating a task just now
@@ -68,7 +95,7 @@ class Loops:
                 asyncio = _asyncio() if "asyncio" in modules else None
                 if asyncio is None:
                     return fallback()
-                current, running = asyncio.current_task, asyncio._get_running_loop
+                current, running = cpython.current_task(asyncio), asyncio._get_running_loop
             loop = running()
             if loop is not None:
                 task: Hashable = current(loop)
@@ -78,118 +105,139 @@ class Loops:
 
         return look
 
-    def tasks(self) -> list[Any]:
+    def tasks(self) -> Iterable[Any]:
         asyncio = _asyncio()
-        return cpython.asyncio_tasks(asyncio) if asyncio is not None else []
+        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        return (task for task in found if not self._has_ended(task.get_loop())) if self._forked else found
 
     def _is_task(self, task: object) -> bool:
-        asyncio = _asyncio()
-        return asyncio is not None and isinstance(task, asyncio.Future)
+        return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
 
     def creator(self, task: Hashable) -> Hashable | None:
-        thread = threading.get_ident()
+        thread = originals.get_ident()
         return self._creators.get(thread, thread) if self._is_task(task) else None
 
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.get_coro()) if self._is_task(task) else None  # type: ignore[attr-defined]
 
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        return []  # seen by the callback
+    def notice(self, task: Any) -> None:
+        if self._is_task(task):
+            loop = task.get_loop()
+            here = self._loops.get(id(loop))
+            if here is None:
+                here = self._loops[id(loop)] = _Loop(loop)
+            here.add(task)
+
+    def before_fork(self) -> None:
+        asyncio = _asyncio()
+        self._forker = asyncio._get_running_loop() if asyncio is not None else None
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """No loop that ran goes on running in a child; asyncio sees to that."""
+        self._loops = {}
+        self._forked = True
+        if self._forker is not None:
+            self._left.append(self._forker)
+        return []
+
+    def _has_ended(self, loop: Any) -> bool:
+        """It has been running when this process was forked, or its parent was."""
+        if any(loop is left for left in self._left):
+            return True
+        thread = getattr(loop, "_thread_id", None)  # other loops do not tell
+        if thread is None:
+            return False
+        frame = sys._current_frames().get(thread)  # an ident may be used again
+        return not any(f.f_code.co_name in _RUNNING for f in stack(frame))
 
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()
         if asyncio is None:
             return
-        if self._loops and all(loop.is_running() and id(loop) in self._scheduled for loop in self._loops):
-            return  # every loop is at it
-        future = asyncio.Future
-        by_loop: dict[int, tuple[Any, list[Any]]] = {}
-        with switch_lock:
-            for task in transition.pending.copy():  # a finalizer may run a new task right here
-                if isinstance(task, future):
-                    loop = task.get_loop()
-                    by_loop.setdefault(id(loop), (loop, []))[1].append(task)
-        self._loops = [loop for loop, _ in by_loop.values()]
         running = asyncio._get_running_loop()
-        for loop, tasks in by_loop.values():
-            if loop is running or not loop.is_running():
-                self._check_now(transition, tasks)
-            elif id(loop) not in self._scheduled:
-                self._schedule(transition, loop, tasks)
+        for here in list(self._loops.values()):
+            if here.loop is running or not here.loop.is_running():
+                self._check_now(transition, here)
+            elif not here.scheduled:
+                self._schedule(transition, here)
 
-    def _schedule(self, transition: Transition, loop: Any, tasks: list[Any]) -> None:
-        scheduled = self._scheduled
-
+    def _schedule(self, transition: Transition, here: _Loop) -> None:
         def check() -> None:
             """Idle switching: runs in the loop's thread while no task of the loop does."""
-            kept: list[FrameType] = []
-            with switch_lock:
+            kept: list[list[Any]] = []  # a task that ends its life here must not do so under the lock
+            with transition.looking():
                 if transition.over:
-                    tasks.clear()
-                else:
-                    thread = threading.get_ident()
-                    if (
-                        thread in transition.pending
-                        and transition.movable(thread)
-                        and not transition.footprint.affected(sys._getframe(1), kept)
-                    ):
-                        transition.switch(thread, "idle")
-                    self._check(transition, tasks, clock.monotonic() + SLICE)
-            if tasks:
-                loop.call_soon(check)
+                    return
+                transition.look_at_self(originals.get_ident(), stack(sys._getframe(1)), between_works)
+                more = self._check(transition, here, kept, originals.monotonic() + SLICE)
+            if more:
+                here.loop.call_soon(check)
             else:
-                scheduled.discard(id(loop))
-                if not transition.over:
-                    transition.wake()
+                here.scheduled = False
 
-        scheduled.add(id(loop))
-        try:
-            loop.call_soon_threadsafe(check)
-        except RuntimeError:  # closed meanwhile
-            scheduled.discard(id(loop))
+        with switch_lock:
+            here.scheduled = here.begin()
+        if here.scheduled:
+            try:
+                here.loop.call_soon_threadsafe(check)
+            except RuntimeError:  # closed meanwhile
+                here.scheduled = False
 
-    def _check_now(self, transition: Transition, tasks: list[Any]) -> None:
+    def _check_now(self, transition: Transition, here: _Loop) -> None:
         """A loop that does not run, or whose thread is doing this round and runs no other of its tasks."""
         current = transition.current()
-        kept: list[FrameType] = []
-        with switch_lock:
-            if current in tasks:
-                tasks.remove(current)
-                clean = not transition.footprint.affected(sys._getframe(1), kept, self.root(current))
-                if clean and current in transition.pending and transition.movable(current):
+        kept: list[list[Any]] = []
+        with transition.looking():
+            here.begin()
+            if current in transition.pending and self._is_task(current):
+                clean = not transition.footprint.affected(stack(sys._getframe(1)), self.root(current))
+                if clean and transition.movable(current):
                     transition.switch(current, "stack check")
-            self._check(transition, tasks, clock.monotonic() + 3600)
+            self._check(transition, here, kept, originals.monotonic() + 3600, current)
 
-    def _check(self, transition: Transition, tasks: list[Any], deadline: float) -> None:
-        """Move what can be moved, take it off the list, and stop at the deadline."""
-        nobodys = transition.suspended.of(None)
-        while tasks and clock.monotonic() < deadline:
-            task = tasks.pop()
-            if task.done():
-                transition.forget(task)
-            elif task in transition.pending:
-                for link in chain(task.get_coro()) if nobodys else ():
-                    transition.suspended.claim(link, task)
-                transition.uncount(task)
-                if transition.movable(task) and not transition.boundary:
-                    transition.switch(task, "idle")
+    def _check(
+        self, transition: Transition, here: _Loop, kept: list[list[Any]], deadline: float, running: object = None
+    ) -> bool:
+        """Move what can be moved until the deadline; whether there is more to look at."""
+        suspended = transition.suspended
+        while here.unclaimed:
+            if originals.monotonic() > deadline:
+                return True
+            tasks = here.unclaimed.popleft()
+            here.due.append(tasks)
+            if suspended.unowned():
+                for task in tasks:
+                    suspended.claim_chain(task.get_coro(), task)
+        while here.due:
+            if originals.monotonic() > deadline:
+                return True
+            kept.append(here.due.popleft())
+            for task in kept[-1]:
+                if task.done():
+                    transition.forget(task)
+                    continue
+                if task in transition.pending and task is not running:
+                    transition.uncount(task)
+                    between = not transition.boundary or between_works(stack_of_coroutine(task.get_coro()))
+                    if between and transition.movable(task):
+                        transition.switch(task, "idle")
+                if task in transition.pending:
+                    here.add(task)
+        return False
 
     def start(self, transition: Transition) -> None:
-        """Loops are looked for anew; what was scheduled may never have run."""
-        self._loops, self._scheduled = [], set()
         self._transition = transition
-        loops = {id(loop): loop for task in transition.states if self._is_task(task) and (loop := _loop_of(task))}
-        for key, loop in loops.items():
+        for key, here in self._loops.items():
             if key not in self._factories:
-                before = loop.get_task_factory()
-                self._factories[key] = loop, before, self._factory(before)
-                loop.set_task_factory(self._factories[key][2])
+                before = here.loop.get_task_factory()
+                self._factories[key] = here.loop, before, self._factory(before)
+                here.loop.set_task_factory(self._factories[key][2])
 
     def _factory(self, before: Any) -> Callable[..., Any]:
         make = before or (lambda loop, coroutine, **options: _asyncio().Task(coroutine, loop=loop, **options))
 
         def create(loop: Any, coroutine: Any, **options: Any) -> Any:
-            transition, thread = self._transition, threading.get_ident()
+            transition, thread = self._transition, originals.get_ident()
             if transition is None:  # somebody has kept this factory
                 return make(loop, coroutine, **options)
             outer, creator = self._creators.get(thread), transition.current()
@@ -202,8 +250,9 @@ class Loops:
                 else:
                     self._creators[thread] = outer
             with switch_lock:
-                if task not in transition.states and not task.done():  # an eager one has begun to run
-                    transition.inherit(task, creator)
+                if not transition.knows(task) and not task.done():  # an eager one has begun to run
+                    starts_work = transition.boundary and is_work(getattr(task.get_coro(), "cr_code", None))
+                    transition.inherit(task, None if starts_work else creator)
             task.add_done_callback(self._ended)
             return task
 
@@ -216,12 +265,9 @@ class Loops:
             with switch_lock:
                 transition.forget(task)
 
-    def nudge(self, transition: Transition) -> None:
-        """The round has scheduled a callback in every loop already."""
-
     def stop(self, transition: Transition) -> None:
         """Callbacks still under way see that the transition is over."""
-        self._loops = []
+        self._loops = {}
         self._transition = None
         for loop, before, ours in self._factories.values():
             if loop.get_task_factory() is ours:
@@ -231,7 +277,7 @@ class Loops:
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []
         for task in self.tasks():
-            frames = [frame for link in chain(task.get_coro()) if (frame := frame_of(link)) is not None]
+            frames = stack_of_coroutine(task.get_coro())
             affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden]
             found.append(
                 TaskStatus(
@@ -239,8 +285,8 @@ class Loops:
                     name=task.get_name(),
                     ident=hex(id(task)),
                     patch_state=view.state_of(task),
-                    blocking=view.blocking(task, affected[::-1]),
-                    stack=[describe(frame) for frame in reversed(frames)],
+                    blocking=view.blocking(task, affected),
+                    stack=[describe(frame) for frame in frames],
                 )
             )
         return found

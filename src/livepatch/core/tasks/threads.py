@@ -4,150 +4,136 @@ A thread is identified by its ident, which is used again when it has ended. That
 empty stack, so either state is right for it, and one started through `threading` is given its creator's anew.
 
 Its stack is what `sys._current_frames()` shows. The snapshot is one step, but the frames in it are the live ones: the
-thread runs on while they are walked. What may happen meanwhile, and why it is harmless, is told in `transition.py`.
-A thread that is not in the snapshot has ended, or has no Python frame and hence nothing to leave.
+thread runs on while they are walked. What may happen meanwhile, and why it is harmless, is told in `transition.py` and
+`stacks.py`. A thread that is not in the snapshot has ended, or has no Python frame and hence nothing to leave.
 
 A thread that runs an event loop shows the frames of the asyncio task it is just running, too. That is only
-too careful: the loop's callback looks again when no task runs.
+too careful: the loop's callback looks again when no task runs. One that runs greenlets shows the running one only:
+then its own stack is what `greenlet.py` finds.
 """
 
 from __future__ import annotations
 
-import functools
+import _thread
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from types import CodeType, FrameType, FunctionType
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from .. import cpython
+from .. import cpython, originals
 from ..model import TaskStatus
-from ..stacks import describe, walk
-from ..transition import Transition, View, exempt_threads, switch_lock
+from ..stacks import Stack, describe, thread_stacks
+from ..transition import Kind, Transition, View, exempt_threads, switch_lock
+from . import boundaries, greenlet
 
-_STARTER = getattr(threading, cpython.THREAD_STARTER)
-
-
-def between_works(frame: FrameType) -> bool:
-    """Whether a thread is between two pieces of work, as far as its stack can tell: see `Patch.consistency`.
-
-    That is so for a worker of `concurrent.futures` without a work item, and for whoever has nothing but library code on
-    its stack and no request or work item: what waits for connections, signals or other threads. Application code may be
-    in the middle of anything.
-    """
-    codes = [f.f_code for f in walk(frame)]
-    if any(code in codes for code in _functions(_WORKS)):
-        return False
-    return any(code in codes for code in _functions(_WORKERS)) or all(_is_library(code.co_filename) for code in codes)
+#: What starts threads: who starts one through `threading`, and who calls C directly.
+_STARTERS = (threading, cpython.THREAD_STARTER), (_thread, "start_new_thread")
 
 
-#: What runs one piece of work, and what waits for the next, by module.
-_WORKS = {
-    "concurrent.futures.thread": ("_WorkItem.run",),
-    "socketserver": ("BaseServer.process_request", "ThreadingMixIn.process_request_thread"),
-    "wsgiref.handlers": ("BaseHandler.run",),
-}
-_WORKERS = {"concurrent.futures.thread": ("_worker",)}
-
-
-def _functions(names: Mapping[str, tuple[str, ...]]) -> Iterator[CodeType]:
-    for module, functions in names.items():
-        for name in functions if module in sys.modules else ():
-            function: Any = sys.modules[module]
-            for part in name.split("."):
-                function = getattr(function, part, None)
-            if isinstance(function, FunctionType):
-                yield function.__code__
-
-
-@functools.cache
-def _is_library(file: str) -> bool:
-    import sysconfig  # not before it is needed: the agent is to stay small
-
-    paths = sysconfig.get_paths()
-    return file.startswith(("<frozen ", *(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))))
-
-
-class Threads:
+class Threads(Kind):
     """The kind that every process has."""
 
     label = "thread"
 
     def __init__(self) -> None:
         self._transition: Transition | None = None
-        self._starter: Any = None
+        self._starters: list[tuple[Any, str, Any, Any]] = []  # module, name, what was there, what is there now
+        self._idents: set[int] = set()  # of all that have a state, perhaps of some that ended
 
     def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
-        return threading.get_ident
+        return originals.get_ident
 
     def tasks(self) -> Iterable[int]:
         return list(sys._current_frames())
 
-    def creator(self, task: Hashable) -> None:
-        return None
+    def notice(self, task: Hashable) -> None:
+        if isinstance(task, int):
+            self._idents.add(task)
 
-    def root(self, task: Hashable) -> None:
-        return None
+    def finished(self) -> list[Hashable]:
+        # One that was just started is not there either, before its first line: it keeps the state of its creator. If
+        # that has not moved, nothing is lost, since who is unknown begins there.
+        alive, pending = sys._current_frames(), self._transition.pending if self._transition is not None else ()
+        ended = [ident for ident in self._idents if ident not in alive and ident in pending]
+        self._idents.difference_update(ended)
+        return list(ended)
 
-    def finished(self, tasks: Iterable[Hashable]) -> list[Hashable]:
-        alive = sys._current_frames()
-        return [task for task in tasks if isinstance(task, int) and task not in alive]
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        return [originals.get_ident()]
 
     def inspect(self, transition: Transition) -> None:
-        kept: list[FrameType] = []
-        with switch_lock:
-            frames = sys._current_frames()
-            for ident, frame in frames.items():
+        kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
+        me = originals.get_ident()
+        with transition.looking():
+            shown = thread_stacks()
+            for ident in sys._current_frames():
                 if ident not in transition.pending:
                     continue
-                if ident in transition.calls and not transition.footprint.entered(frame):
+                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
+                if stacks is None:
+                    continue  # unreliable: perhaps in the next round
+                kept.append(stacks)
+                if ident in transition.calls and not any(map(transition.footprint.entered, stacks)):
                     transition.uncount(ident)
                 # Whoever does this round has called us: that is a boundary.
-                if transition.boundary and ident != threading.get_ident() and not between_works(frame):
+                if transition.boundary and ident != me and not all(map(boundaries.between_works, stacks)):
                     continue
-                if transition.movable(ident) and not transition.footprint.affected(frame, kept):
+                if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
     def start(self, transition: Transition) -> None:
         self._transition = transition
-        if self._starter is None:
-            self._starter = getattr(threading, cpython.THREAD_STARTER)
-            setattr(threading, cpython.THREAD_STARTER, self._start_thread)
+        if transition.boundary:
+            boundaries.hook(transition)
+        for module, name in _STARTERS if not self._starters else ():
+            starter = getattr(module, name)
+            setattr(module, name, ours := self._starting(starter))
+            self._starters.append((module, name, starter, ours))
 
-    def _start_thread(self, *args: Any, **kwargs: Any) -> Any:
-        # The lock keeps the new thread out of its first trampoline until its state is written.
-        starter, transition = self._starter or _STARTER, self._transition
-        if transition is None:  # somebody who came after us has kept this method
-            return starter(*args, **kwargs)
-        with switch_lock:
-            started = starter(*args, **kwargs)
-            ident = cpython.thread_ident(started, kwargs)
-            if ident is not None:
-                transition.inherit(ident, transition.current())
-        return started
+    def _starting(self, starter: Callable[..., Any]) -> Callable[..., Any]:
+        def start(*args: Any, **kwargs: Any) -> Any:
+            transition = self._transition
+            if transition is None:  # somebody has kept this function
+                return starter(*args, **kwargs)
+            # This keeps the new thread in its first trampoline until its state is written.
+            with transition.looking():
+                started = starter(*args, **kwargs)
+                ident = cpython.thread_ident(started, kwargs)
+                if ident is not None:
+                    transition.inherit(ident, transition.current())
+            return started
+
+        return start
 
     def stop(self, transition: Transition) -> None:
-        if self._starter is not None:
-            if getattr(threading, cpython.THREAD_STARTER) == self._start_thread:
-                setattr(threading, cpython.THREAD_STARTER, self._starter)
-                self._starter = None
-            self._transition = None
-
-    def nudge(self, transition: Transition) -> None:
-        """Nothing can push a thread out of a function; loops and pools are woken by their own kinds."""
+        boundaries.unhook()
+        self._transition = None
+        self._idents = set()
+        while self._starters:
+            module, name, before, ours = self._starters.pop()
+            if getattr(module, name) is ours:  # else somebody came after us
+                setattr(module, name, before)
 
     def statuses(self, view: View) -> list[TaskStatus]:
         known = {thread.ident: thread for thread in threading.enumerate()}
         found = []
-        frames = sys._current_frames()  # kept beyond the lock, like every snapshot
+        kept = []  # see inspect
         with switch_lock:
-            for ident, frame in frames.items():
+            shown = thread_stacks()
+            for ident in sys._current_frames():
                 if ident in exempt_threads:
                     continue
-                affected = view.footprint.affected(frame, []) if ident in view.pending else None
-                blocking = view.blocking(ident, [affected] if affected is not None else [])
+                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
+                kept.append(stacks)
+                frames = stacks[0] if stacks else []
+                blocking = []
+                if ident in view.pending:
+                    affected = [frame for each in stacks or [] if (frame := view.footprint.affected(each)) is not None]
+                    blocking = view.blocking(ident, affected)
+                    if stacks is None:
+                        blocking = ["(its stack is unreliable: it switches greenlets all the time)"]
                 if ident in view.calls and not blocking:
                     blocking = ["a patched function, on a stack that is not this thread's own just now"]
                 thread = known.get(ident)
@@ -158,7 +144,7 @@ class Threads:
                         ident=str((thread and thread.native_id) or ident),
                         patch_state=view.state_of(ident),
                         blocking=blocking,
-                        stack=[describe(f) for f in walk(frame)],
+                        stack=[describe(frame) for frame in frames],
                     )
                 )
         return found

@@ -1,0 +1,4 @@
+import app
+import trio
+
+asgi = app.serving(trio.sleep)
