@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import cast
 
-from .core import registry
+from .core import originals, registry
 from .core.model import TaskStatus
 from .core.registry import tick
 from .core.stacks import Footprint, stack
@@ -57,9 +57,9 @@ def manual_rounds() -> Iterator[None]:
 
 def finish(seconds: float = 60.0) -> None:
     """Make rounds until no transition runs. AssertionError, naming the tasks in its way, after `seconds` in vain."""
-    deadline = time.monotonic() + seconds
+    deadline = originals.monotonic() + seconds
     while registry.running_transition() is not None:
-        if time.monotonic() > deadline:
+        if originals.monotonic() > deadline:
             blocking = [f"{task.kind} {task.name}: {task.blocking}" for task in registry.tasks() if task.blocking]
             raise AssertionError(f"the transition does not complete: {'; '.join(blocking) or 'nobody is in its way'}")
         tick()

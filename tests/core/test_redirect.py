@@ -1,6 +1,7 @@
 """Redirection of every kind of function: in the middle of a transition, after it, and after the way back."""
 
 import _thread
+import errno
 import functools
 import gc
 import sys
@@ -378,15 +379,20 @@ def test_disabling_a_patch_that_others_hide_does_not_touch_the_function(module, 
 
 
 def test_code_that_somebody_else_put_there_stays(module):
-    """Another tool exchanged the code of a patched function: disabling does not undo its work."""
+    """Another tool exchanged the code of a patched function. More in tests/neighbours."""
     text = "def f(): return 'old'\ndef g(): return 'old'"
     target = module(text)
     lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "f", "g"))
-    foreign = (lambda: "foreign").__code__
+    ours, foreign = target.f.__code__, (lambda: "foreign").__code__
     target.f.__code__ = foreign
-    kit.take_out("p")
+    with pytest.raises(lp.LivepatchError, match="The code of 'f' in 'lp_target' has been exchanged") as caught:
+        lp.disable_patch("p")
+    assert caught.value.errno == errno.EBUSY
     assert target.f.__code__ is foreign
-    assert target.g() == "old"
+    assert target.g() == "new"
+    target.f.__code__ = ours
+    kit.take_out("p")
+    assert target.f() == target.g() == "old"
 
 
 def test_a_copy_made_during_a_transition_works_ever_after(module, worker):

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from livepatch.core.redirect import Remembered
+from livepatch.core.remembered import Remembered
 
 
 def in_cycles(count: int) -> Remembered:

@@ -27,6 +27,7 @@ class Constants:
         self._source = source
         self._entries = entry.at_completion
         self._values: dict[str, Any] = {}
+        self._seen: dict[str, Any] = {}  # what was there then
         self._followers: list[ConstantEntry] = []
         self._replaced: list[tuple[ModuleType, str, Any, Any]] = []
         self._originals: dict[str, Any] = {}  # of those that a patch before this one had set
@@ -49,6 +50,7 @@ class Constants:
         self._followers = []
         self._replaced = []
         self._originals = {}
+        self._seen = {constant.name: vars(module).get(constant.name, _ABSENT) for constant in self._entries}
         for constant in self._entries:
             if constant.origin:
                 have = vars(module).get(constant.name, _ABSENT)
@@ -58,14 +60,17 @@ class Constants:
                 self._values |= run(self._source, piece, module)
 
     def set(self, module: ModuleType) -> None:
-        """Set the new values; those that follow another module take what that has now."""
+        """Set the new values; those that follow another module take what that has now.
+
+        What somebody has put in the place of an old one meanwhile (a mock, say) stays.
+        """
         if self._replaced:
             return  # a disabling was reversed
         values = self._values | {constant.name: _value(constant.origin) for constant in self._followers}
         for constant in self._entries:
             value = values.get(constant.name, _ABSENT)
             old = vars(module).get(constant.name, _ABSENT)
-            if value is not _ABSENT and old is not _ABSENT:
+            if value is not _ABSENT and old is not _ABSENT and old is self._seen.get(constant.name):
                 vars(module)[constant.name] = value
                 self._replaced.append((module, constant.name, self._originals.get(constant.name, old), value))
 

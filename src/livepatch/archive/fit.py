@@ -29,6 +29,7 @@ from livepatch.archive.format import Archive, FunctionEntry, ObjectEntry
 from livepatch.archive.pieces import NewSource, find_function
 from livepatch.archive.signature import changes_signature, new_attributes
 from livepatch.core import codes, lists, redirect, resolve
+from livepatch.core.carriers import functions_of
 from livepatch.core.codes import Definition
 from livepatch.core.model import Body, Callbacks, Func, LivepatchError, Object, Patch
 from livepatch.core.symbols import Tables, front_code, loaded_module
@@ -171,6 +172,7 @@ class _Module:
         """
         for function in list(self.functions):
             entry = function.entry
+            tables.check_free(module, entry.name)
             if entry.conditional and not _is_defined(tables, module, entry):
                 self.functions.remove(function)
                 self.object.funcs.remove(function.func)
@@ -247,7 +249,7 @@ class _Module:
                 continue  # a closure was born with defaults of its own; the build made sure that they stay
             old, new = find_function(self.old, function.old.code), find_function(self.new, function.new.code)
             if changes_signature(old, new):
-                carriers = carriers or redirect.functions_of(c for f in self.functions for c in _codes(f))
+                carriers = carriers or functions_of(c for f in self.functions for c in _codes(f))
                 live = next((carrier for code in _codes(function) for carrier in carriers[id(code)]), None)
                 if live is not None and self.replace:
                     live = redirect.as_original(live, function.func)

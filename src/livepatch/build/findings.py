@@ -22,6 +22,12 @@ _WRAPPERS = {
     *("override", "final", "overload", "singledispatch", "singledispatchmethod", "define", "frozen"),
 }
 
+#: Decorators that keep results of a function, and what becomes of those when its code is exchanged.
+_KEEPERS = {
+    **dict.fromkeys(("cache", "lru_cache"), "its results so far are dropped when the transition completes"),
+    "cached_property": "what it has left in instances stays",
+}
+
 
 class Findings:
     """The changes of one module, and which pieces of its two syntax trees they account for."""
@@ -133,6 +139,9 @@ class Findings:
             )
             self.functions.append((verdict.old, verdict.new))
             self.say(CARRIED, was.name, line, kind, verdict.reason, entry=entry, node=verdict.new.node)
+            for decorator in getattr(verdict.new.node, "decorator_list", ()):
+                if (fate := _KEEPERS.get(syntax.last_name(decorator) or "")) is not None:
+                    self.note(was.name, decorator.lineno, "decorator", fate)
             if verdict.new is new and _lambdas(old) != _lambdas(new):
                 self.note(was.name, line, "lambda", "lambdas that the old version made stay as they are")
 

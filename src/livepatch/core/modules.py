@@ -30,6 +30,7 @@ from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from . import caches, callbacks, cpython, lists, log, objects, originals, redirect
+from .carriers import functions_of
 from .codes import definitions
 from .lock import TakenOver
 from .model import Body, LivepatchError, Object, Patch
@@ -141,7 +142,7 @@ def _adopt(born: list[Redirection]) -> None:
     current = [redirections.get(id(redirection.original), redirection) for redirection in born]
     for redirection, stubbed in zip(current, born, strict=True):
         redirection.stub = stubbed.stub
-    found = redirect.functions_of(code for redirection in current for code in redirection.codes())
+    found = functions_of(code for redirection in current for code in redirection.codes())
     cached = caches.cached()
     for redirection in current:
         redirection.adopt(found)
@@ -468,19 +469,35 @@ def await_absent(patch: Patch) -> None:
 class Finder:
     """In front of all others, it lets them find a module that patches wait for, and wraps its loader."""
 
+    def __init__(self) -> None:
+        # By thread and name: what was found for a finder that asks all of them again, as import hooks of tracers do.
+        # They put their loader around ours then, and it must not be wrapped once more.
+        self._asked: dict[tuple[int, str], ModuleSpec | None] = {}
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if not lists.objects_named(fullname):
             return None
+        asked = originals.get_ident(), fullname
+        again = asked in self._asked
+        self._asked.setdefault(asked, None)
+        try:
+            spec = self._find(fullname, path, target)
+            if spec is not None and spec is not self._asked[asked] and hasattr(spec.loader, "exec_module"):
+                spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+            self._asked[asked] = spec
+            return spec
+        finally:
+            if not again:
+                del self._asked[asked]
+
+    def _find(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
-                return spec
+            if finder is not self and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(fullname, path, target)
+                if spec is not None:
+                    return spec
         return None
 
 

@@ -10,6 +10,7 @@ from types import CodeType, FunctionType
 from typing import NamedTuple
 
 from . import caches, redirect
+from .carriers import functions_of
 from .codes import kind
 from .model import Body, Func, Object, Patch
 from .redirect import Redirection, redirections
@@ -40,8 +41,11 @@ class Found(NamedTuple):
 
 def find(funcs_to_find: Iterable[Func]) -> Found:
     """What the heap knows of these functions' originals, patched or not."""
-    codes = [code for func in funcs_to_find if func.old_code is not None for code in current_codes(func)]
-    return Found(redirect.functions_of(codes), caches.cached()) if codes else Found({}, set())
+    codes: list[CodeType] = []
+    for func in funcs_to_find:
+        if func.old_code is not None:
+            codes += [*current_codes(func), *([func.new_func.code] if isinstance(func.new_func, Body) else [])]
+    return Found(functions_of(codes), caches.cached()) if codes else Found({}, set())
 
 
 def patch_object(obj: Object, found: Found, transition: Transition | None) -> None:
@@ -64,6 +68,8 @@ def patch_object(obj: Object, found: Found, transition: Transition | None) -> No
             replacements = {id(code): r.direct(r.stack[0]) for r in inner for code in r.codes()}
             redirection.redirect(func, replace_constants(func.new_func.code, replacements))
         redirection.adopt(found.functions)
+        if isinstance(func.new_func, Body):
+            redirection.set_apart(found.functions.get(id(func.new_func.code), ()))
         redirection.direct(func)  # may need one of the functions just found, and may refuse
         if redirection.nested:
             inner.append(redirection)
@@ -116,6 +122,16 @@ def surface(obj: Object) -> None:
             without[id(redirection.direct(func))] = redirection.direct(redirection.below(func))
 
 
+def check_removable(patched: Iterable[Object], found: Found) -> None:
+    """Raise LivepatchError (EBUSY) if somebody has exchanged code since, and would keep some of ours in it."""
+    for obj in patched:
+        for func in obj.all_funcs():
+            redirection = redirections[id(func.old_code)]
+            redirection.adopt(found.functions)
+            if redirection.front() is func or func in obj.derived:
+                redirection.check_removable(func)
+
+
 def unpatch_object(obj: Object) -> None:
     """Take every function of the object off its stack. What calls reach changes with `settle`."""
     for func in obj.all_funcs():
@@ -139,6 +155,13 @@ def unpatch_nops(patch: Patch) -> None:
 
 def settle(touched: list[Redirection]) -> None:
     """Calls reach what is in front, directly; a redirection without any version is given up."""
+    # Closures were made meanwhile, by versions of the enclosing functions that nobody is in any more; and whoever put
+    # code of his own into a function may have kept a copy of it.
+    late = [redirection for redirection in touched if redirection.nested or redirection.strangers()]
+    if late:
+        found = functions_of(code for redirection in late for code in redirection.codes())
+        for redirection in late:
+            redirection.adopt(found)
     for redirection in touched:
         redirection.settle()
         redirection.forget_transition()

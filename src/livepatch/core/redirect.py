@@ -24,26 +24,17 @@ import errno
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from types import CellType, CodeType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
-from . import cpython, log
+from . import log, neighbours
+from .carriers import Carriers, add_version, functions_of, is_version
 from .codes import ITERABLE_COROUTINE, kind
-from .heap import referrers
 from .model import Body, Func, LivepatchError
+from .remembered import Remembered
 from .stacks import Footprint
 from .trampoline import forwarder, parameters, replace_constants, trampoline
-from .transition import PATCHED, UNPATCHED, Transition
-
-_COPIED = ("__defaults__", "__kwdefaults__", "__doc__")
-
-#: The private functions that stand for versions during a transition; they carry originals' code, too.
-_version_functions: weakref.WeakSet[FunctionType] = weakref.WeakSet()
-
-
-def is_version(function: FunctionType) -> bool:
-    """This function object is livepatch's own, although it carries a module's code."""
-    return function in _version_functions
+from .transition import PATCHED, UNPATCHED, Token, Transition
 
 
 def as_original(function: FunctionType, func: Func) -> FunctionType:
@@ -56,26 +47,12 @@ def as_original(function: FunctionType, func: Func) -> FunctionType:
     return version
 
 
-def functions_of(codes: Iterable[CodeType]) -> dict[int, list[FunctionType]]:
-    """All function objects that carry one of the codes, by the code's id: one pass over the heap."""
-    wanted = {id(code): code for code in codes}
-    found: dict[int, list[FunctionType]] = {key: [] for key in wanted}
-    for thing in referrers(*wanted.values()):
-        if type(thing) is FunctionType and id(thing.__code__) in wanted and not is_version(thing):
-            found[id(thing.__code__)].append(thing)
-    return found
-
-
-class Redirection:
+class Redirection(Carriers):
     """One original function with at least one replacement: the kernel's `klp_ops`."""
 
     def __init__(self, original: CodeType) -> None:
-        self.original = original
-        self.nested = "<locals>" in original.co_qualname
-        self.twins: tuple[CodeType, ...] = ()  # other code objects of the same definition
+        super().__init__(original)
         self.stack: list[Func] = []  # front first
-        self.functions: list[weakref.ref[FunctionType]] = []
-        self._saved: weakref.WeakKeyDictionary[FunctionType, dict[str, Any]] = weakref.WeakKeyDictionary()
         self._direct: dict[int, CodeType] = {}
         self._trampolines: list[CodeType] = []
         # What belongs to the running transition, if it touches this function.
@@ -83,7 +60,6 @@ class Redirection:
         self._nested: dict[int, Redirection] = {}
         self._births: dict[int, CodeType] = {}  # by state
         self._versions: tuple[Transition, Func | None, Func] | None = None  # what it chooses between
-        self.stub: CodeType | None = None  # what functions of a module that is just coming are born with
 
     # -- the versions -------------------------------------------------------------------------------
 
@@ -164,52 +140,21 @@ class Redirection:
     # -- function objects ---------------------------------------------------------------------------
 
     def adopt(self, found: dict[int, list[FunctionType]]) -> None:
-        """These are the function objects now; see `functions_of`.
+        """Take the function objects that belong to it; see `Carriers`."""
+        self.adopt_among(found, redirections.values())
 
-        Whoever carries the original's code is one. Of those that carry a version's, only closures can be new; any other
-        that was never patched has it from elsewhere, and it is not ours to exchange.
+    def check_removable(self, func: Func) -> None:
+        """Raise LivepatchError (EBUSY) if something of a version would stay in somebody else's code without it.
+
+        A wrapper around a copy does not mind, as long as it need not pass on what the other version has no use for.
         """
-        theirs = {id(code) for code in (self.original, self.stub, *self.twins)}
-        mine = [
-            function
-            for code in self.codes()
-            for function in found.get(id(code), ())
-            if id(code) in theirs or self.nested or function in self._saved
-        ]
-        self.functions = [weakref.ref(function) for function in mine]
-
-    def live(self) -> list[FunctionType]:
-        """The function objects that are still there."""
-        return [function for reference in self.functions if (function := reference()) is not None]
-
-    def saved(self, function: FunctionType) -> dict[str, Any]:
-        """What the function had before it was patched for the first time, or was born with."""
-        attributes = self._saved.get(function)
-        if attributes is None:
-            attributes = {name: getattr(function, name) for name in _COPIED}
-            if cpython.LAZY_ANNOTATIONS and function.__annotate__ is not None:  # type: ignore[attr-defined]
-                attributes["__annotate__"] = function.__annotate__  # type: ignore[attr-defined]
-            else:
-                attributes["__annotations__"] = function.__annotations__
-            if cpython.TYPE_PARAMS:
-                attributes["__type_params__"] = function.__type_params__  # type: ignore[attr-defined]
-            self._saved[function] = attributes
-        return attributes
-
-    def attributes(self, function: FunctionType, func: Func | None) -> dict[str, Any]:
-        """The attributes that a function object has when a version is in force."""
-        attributes = dict(self.saved(function))
-        changes: dict[str, Any] = {}
-        if func is not None and isinstance(func.new_func, Body):
-            changes = func.new_func.attributes
-        elif func is not None and isinstance(func.new_func, FunctionType):
-            changes = dict(self.saved(func.new_func))
-            if self.nested:  # every closure was born with defaults of its own
-                del changes["__defaults__"], changes["__kwdefaults__"]
-        if "__annotations__" in changes or "__annotate__" in changes:
-            attributes.pop("__annotations__", None)
-            attributes.pop("__annotate__", None)
-        return attributes | changes
+        for function in self.strangers():
+            copies = [copy for copy in self.live() if neighbours.reaches(function, [copy])]
+            alike = copies and _called_alike(
+                self.original, self.version(copies[0], self.below(func)), self.version(copies[0], func)
+            )
+            if not alike:
+                raise neighbours.kept(func.old_name, function)
 
     def version(self, function: FunctionType, func: Func | None) -> FunctionType:
         """A private function that runs a version with the globals and cells of `function`."""
@@ -235,17 +180,18 @@ class Redirection:
         below = self.below(func)
         self._versions = transition, below, func
         counted = kind(self.original) == "function"
-        track = _tracker(transition, func)
+        track = _tracker(self, transition, func)
         # A cache stores a result after the trampoline around the call is gone. If leaving it moved the task, the
         # transition could complete, and empty the cache, before that.
-        switch = not any(id(function) in cached for function in self.live())
+        switch = not any(id(function) in cached for function in self.functions())
         leaving = _returner(transition, counted, switch), _leaver(transition)
         for function in self.live():
+            self.notice(function)
             versions = self.version(function, below), self.version(function, func)
             for state, version in enumerate(versions):
                 if is_version(version):
                     version.__code__ = self._with_births(version.__code__, state)
-            enter = _enterer(transition, versions, counted, weakref.ref(function))
+            enter = _enterer(transition, self.original, versions, counted, weakref.ref(function))
             code = trampoline(self.original, enter, track, *leaving, exact=_called_alike(self.original, *versions))
             self._trampolines.append(code)
             function.__code__ = code
@@ -309,22 +255,18 @@ class Redirection:
             footprint.add_trampoline(code, versions)
 
     def settle(self) -> None:
-        """Give all function objects what is in front, directly. A function that somebody else changed stays so."""
+        """Give all function objects what is in front, directly. Code that somebody else has put there stays."""
         front = self.front()
         code = self.direct(front)
         ours = {id(known) for known in self.codes()}
-        for function in self.live():
-            if id(function.__code__) not in ours:
-                continue
-            for name, value in self.attributes(function, front).items():
-                if name == "__annotations__" and cpython.LAZY_ANNOTATIONS:
-                    function.__annotations__ = value
-                elif getattr(function, name) is not value:
-                    setattr(function, name, value)
-            function.__code__ = code
+        for function in self.functions():
+            mine = id(function.__code__) in ours
+            self.notice(function)
+            self.give(function, self.attributes(function, front), with_defaults=mine)
+            if mine:
+                function.__code__ = code
 
     def stale(self) -> list[CodeType]:
-        """Trampolines of earlier transitions that somebody is still in, or that late closures still carry."""
         return [code for code, _ in _stale.of(self.original)]
 
     def forget_transition(self) -> None:
@@ -343,33 +285,6 @@ class Redirection:
         self._births = {}
         # By id: another `Func` may get the id of one that was taken off.
         self._direct = {id(func): self.direct(func) for func in self.stack}
-
-
-class Remembered:
-    """Code objects that somebody may still run, by weak reference, each with the original that it belongs to.
-
-    A code object may die at any instant, in any thread, also in the garbage collection that a list of the entries
-    starts: whoever goes through them goes through a copy, which is made without making other objects.
-    """
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple[int, CodeType, weakref.ref[CodeType]]] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def add(self, code: CodeType, original: CodeType, note: CodeType | None = None) -> None:
-        key = id(code)
-        self._entries[key] = id(original), note or original, weakref.ref(code, lambda _: self._entries.pop(key, None))
-
-    def all(self) -> dict[int, CodeType]:
-        """The notes of all, by the id of the code."""
-        return {key: note for key, (_, note, reference) in self._entries.copy().items() if reference() is not None}
-
-    def of(self, original: CodeType) -> list[tuple[CodeType, CodeType]]:
-        """(code, note) of those of an original that are alive. The note is another code, or the original."""
-        mine = [entry for entry in self._entries.copy().values() if entry[0] == id(original)]
-        return [(code, note) for _, note, reference in mine if (code := reference()) is not None]
 
 
 #: Trampolines of transitions that are over; most die at once.
@@ -423,7 +338,7 @@ def _clone(
     made = FunctionType(code, function.__globals__, function.__name__, attributes["__defaults__"], closure)
     made.__kwdefaults__ = attributes["__kwdefaults__"]
     made.__qualname__ = function.__qualname__
-    _version_functions.add(made)
+    add_version(made)
     return made
 
 
@@ -450,7 +365,11 @@ def same_parameters(a: CodeType, b: CodeType) -> bool:
 
 
 def _enterer(
-    transition: Transition, versions: tuple[Any, Any], counted: bool, function: weakref.ref[FunctionType]
+    transition: Transition,
+    original: CodeType,
+    versions: tuple[Any, Any],
+    counted: bool,
+    function: weakref.ref[FunctionType],
 ) -> Callable[[], Any]:
     choose, frame, modules = transition.choose, sys._getframe, sys.modules
     moved = (versions[UNPATCHED], None), (versions[PATCHED], None)
@@ -467,12 +386,50 @@ def _enterer(
             if counted:
                 calls[task] = calls.get(task, 0) + 1
             return versions[stay.state], (calls, task)
-        state, token = choose(counted, frame(1).f_back)
+        caller = frame(1)
+        state, token = choose(counted, caller.f_back)
         if state is None:
-            return function() or versions[transition.goal.state], None
+            return _late(original, function(), counted, caller) or (versions[transition.goal.state], None)
         return versions[state], token
 
     return enter
+
+
+def _late(original: CodeType, function: FunctionType | None, counted: bool, frame: FrameType) -> tuple[Any, Any] | None:
+    """Where a call goes on to that comes through a trampoline whose transition is gone: a version, and a token.
+
+    Mostly to the function itself, which carries other code by now. But somebody may have put the trampoline back into
+    it, or put code there that calls a copy of it, with this trampoline.
+    """
+    if function is None:
+        return None
+    redirection = redirections.get(id(original), Redirection(original))
+    if function.__code__ is not frame.f_code and any(function.__code__ is code for code in redirection.codes()):
+        return function, None
+    redirection, func, state, token = _in_force(redirection, counted, frame)
+    version = redirection.version(function, func)
+    if state is not None and is_version(version):
+        version.__code__ = redirection._with_births(version.__code__, state)
+    return version, token and token[1]  # it is counted there, and moved by the next round
+
+
+def _in_force(
+    last: Redirection, counted: bool, frame: FrameType
+) -> tuple[Redirection, Func | None, int | None, tuple[Transition, Token] | None]:
+    """What a call gets just now: the redirection, the version, its state in a running transition, and a token for that.
+
+    For calls that come through code of a time that may be over; `last` is the redirection of that time.
+    """
+    while True:
+        redirection = redirections.get(id(last.original), last)
+        versions = redirection._versions
+        if versions is None:
+            return redirection, redirection.front(), None, None
+        transition, below, func = versions
+        state, token = transition.choose(counted, frame.f_back)
+        if state is not None:
+            late = (transition, token) if token is not None else None
+            return redirection, func if state == PATCHED else below, state, late
 
 
 def _birth_enterer(
@@ -489,7 +446,7 @@ def _birth_enterer(
         known = dict(zip(own.co_freevars, cells.__closure__ or (), strict=True)) if cells else {}
         closure = tuple(known[name] for name in code.co_freevars)
         version = FunctionType(code, frame.f_globals, code.co_name, None, closure or None)
-        _version_functions.add(version)
+        add_version(version)
         return version, token
 
     return enter
@@ -502,17 +459,7 @@ def _stub_enterer(stubbed: Redirection, exact: bool) -> Callable[..., Any]:
 
     def enter(cells: FunctionType | None = None) -> tuple[Any, Any]:
         frame = sys._getframe(1)
-        while True:
-            redirection = redirections.get(id(original), stubbed)
-            versions, func, state, token = redirection._versions, redirection.front(), PATCHED, None
-            if versions is None:
-                break
-            transition, below, func = versions
-            chosen, own = transition.choose(counted, frame.f_back)
-            if chosen is not None:
-                state, token = chosen, (transition, own) if own is not None else None
-                func = func if state == PATCHED else below
-                break
+        redirection, func, state, token = _in_force(stubbed, counted, frame)
         if not exact and func is not None and isinstance(func.new_func, FunctionType):
             return func.new_func, token
         if not exact:
@@ -520,11 +467,13 @@ def _stub_enterer(stubbed: Redirection, exact: bool) -> Callable[..., Any]:
             found = functions_of([frame.f_code])[id(frame.f_code)]
             if found:
                 return redirection.version(found[-1], func), token
-        code = redirection._with_births(redirection.direct(func), state) if versions else redirection.direct(func)
+        code = redirection.direct(func)
+        if state is not None:
+            code = redirection._with_births(code, state)
         known = dict(zip(original.co_freevars, cells.__closure__ or (), strict=True)) if cells else {}
         closure = tuple(known[name] for name in code.co_freevars)
         version = FunctionType(code, frame.f_globals, code.co_name, None, closure or None)
-        _version_functions.add(version)
+        add_version(version)
         return version, token
 
     return enter
@@ -572,12 +521,14 @@ def _leaver(transition: Transition) -> Callable[[Any], None]:
     return exit_switch
 
 
-def _tracker(transition: Transition, func: Func) -> Callable[[Any], Any]:
-    track = transition.track
+def _tracker(redirection: Redirection, transition: Transition, func: Func) -> Callable[[Any], Any]:
+    track, later = transition.track, _stub_tracker(redirection)
     if func.suspended == "ignore":
         return lambda started: started
 
     def follow(started: Any) -> Any:
+        if transition.gone:
+            return later(started)
         track(started)
         return started
 

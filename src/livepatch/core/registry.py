@@ -298,12 +298,6 @@ def _complete_transition() -> None:
         log.debug(f"'{patch.name}': completing {_name(goal)} transition")
         _completion = _Completion(patch, transition)
     touched, replaced = _completion.touched, _completion.replaced
-    nested = [r for r in touched if r.nested]
-    if nested:
-        # Closures were made meanwhile, by versions of the enclosing functions that nobody is in any more.
-        found = redirect.functions_of(code for r in nested for code in r.codes())
-        for redirection in nested:
-            redirection.adopt(found)
     if goal == UNPATCHED:
         for obj in patch.all_objects():
             objects.unpatch_object(obj)
@@ -318,7 +312,7 @@ def _complete_transition() -> None:
     if patch.replace:
         replace.discard_nops(patch)
     transition.stop()
-    caches.clear(function for redirection in touched for function in redirection.live())
+    caches.clear(function for redirection in touched for function in redirection.functions())
     while _completion.callbacks:
         obj = _completion.callbacks.pop(0)
         (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(obj)
@@ -367,7 +361,8 @@ def write_enabled(name: str, value: object) -> None:
     """Write the `enabled` attribute: disable a patch, or reverse its running transition.
 
     Raises `LivepatchError` with EINVAL (garbage, the value it has, or 1 for a patch that is not in transition), EBUSY
-    (another patch is in transition) or ENOENT. The rules and their order are the kernel's enabled_store.
+    (another patch is in transition, or somebody has exchanged the code of a patched function meanwhile) or ENOENT. The
+    rules and their order are the kernel's enabled_store.
     """
     with exclusively():
         _settle()
@@ -395,16 +390,15 @@ def disable_patch(name: str, *, timeout: float = 0.0) -> None:
 def _disable(patch: Patch) -> None:
     _check_idle()
     patched = [obj for obj in patch.objects if obj.patched]
+    found = objects.find(objects.funcs(patch))
+    objects.check_removable(patched, found)
     for obj in patched:
         objects.surface(obj)
-    found = objects.find(objects.funcs(patch))
     try:
         _init_transition(patch, UNPATCHED)
         for obj in patched:
             callbacks.pre_unpatch(obj)
         for obj in patched:
-            for redirection in objects.fronts(obj):
-                redirection.adopt(found.functions)
             objects.install(obj, _running()[1], found)
     except BaseException:  # from a signal handler
         if changing() is not None:

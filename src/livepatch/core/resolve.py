@@ -77,6 +77,8 @@ def init_patch(patch: Patch, replaced: list[Patch]) -> None:
     tables = Tables(present) if any(obj.funcs or obj.nops for obj in patch.all_objects()) else None
     for obj in patch.all_objects():
         if obj.module is not None and tables is not None:
+            for nop in obj.nops:
+                tables.check_free(obj.module, nop.old_name)
             init_object(obj, tables, replaced)
 
 
@@ -158,5 +160,5 @@ def _enclosing(name: str) -> list[str]:
 def current_codes(func: Func) -> list[CodeType]:
     """The code under which a function can be found before this patch touches it."""
     assert func.old_code is not None
-    redirection = redirections.get(id(func.old_code))
-    return redirection.codes() if redirection is not None else [func.old_code, *func.twins]
+    redirection = redirections.get(id(func.old_code)) or Redirection(func.old_code)
+    return [*redirection.codes(), *func.twins]

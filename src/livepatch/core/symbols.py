@@ -16,11 +16,13 @@ import sys
 from types import CodeType, FunctionType, ModuleType
 from typing import NamedTuple
 
-from . import log
+from . import log, neighbours
+from .carriers import is_version
 from .codes import definitions, is_function
 from .heap import referrers
 from .model import BASE_OBJECT, LivepatchError
-from .redirect import is_version, redirections, stand_ins
+from .redirect import redirections, stand_ins
+from .trampoline import FILE
 
 
 class Symbol(NamedTuple):
@@ -69,12 +71,30 @@ class Tables:
         self._modules = {id(module.__dict__): module for module in modules}
         self._codes: dict[int, dict[int, CodeType]] = {id(module): {} for module in modules}
         self._standing_in = stand_ins()
+        #: Functions with code of somebody else's, by the names that they would have; and such as have been renamed.
+        self._held: dict[int, dict[str, FunctionType]] = {id(module): {} for module in modules}
+        self._renamed: dict[int, dict[str, FunctionType]] = {id(module): {} for module in modules}
+        patched = {id(f): r.original.co_qualname for r in redirections.values() for f in r.functions()}
         for thing in referrers(*(module.__dict__ for module in modules)):
             if type(thing) is FunctionType and not is_version(thing):
                 module = self._modules.get(id(thing.__globals__))
                 if module is not None:
-                    self._add(self._codes[id(module)], thing.__code__)
+                    self._look(id(module), thing, patched.get(id(thing)))
         self._defined: dict[int, list[tuple[str, int, CodeType]] | None] = {}
+
+    def _look(self, module: int, function: FunctionType, patched: str | None) -> None:
+        code, held = function.__code__, self._held[module]
+        if id(code) not in self._standing_in:
+            if patched is not None:
+                held[patched] = function
+                return
+            if neighbours.put_in(code):
+                if code.co_filename != FILE:  # else: what is left of a patch, in a copy that somebody made
+                    held[code.co_qualname] = held[function.__qualname__] = function
+                return
+            if function.__qualname__ != code.co_qualname:
+                self._renamed[module][function.__qualname__] = function
+        self._add(self._codes[module], code)
 
     def _add(self, codes: dict[int, CodeType], code: CodeType) -> None:
         code = self._standing_in.get(id(code), code)
@@ -130,7 +150,32 @@ class Tables:
 
         `shown` is how messages call the object.
         """
-        return choose(self.all(module, name, positions=sympos > 0), name, sympos, shown)
+        self.check_free(module, name)
+        found = self.all(module, name, positions=sympos > 0)
+        renamed = self._renamed[id(module)].get(name)
+        if not found and renamed is not None and self._has_lost(module, name, renamed.__code__):
+            raise neighbours.held(name, module, renamed.__code__)
+        symbol = choose(found, name, sympos, shown)
+        if neighbours.from_elsewhere(symbol.code, module) and self._defines(module, name):
+            raise neighbours.held(name, module, symbol.code)
+        return symbol
+
+    def check_free(self, module: ModuleType, name: str) -> None:
+        """Raise LivepatchError (EBUSY) if this function, or one around it, carries code of somebody else's."""
+        parts = name.split(".<locals>.")
+        for around in [".<locals>.".join(parts[: count + 1]) for count in range(len(parts))]:
+            function = self._held[id(module)].get(around)
+            if function is not None:
+                raise neighbours.held(around, module, function.__code__)
+
+    def _defines(self, module: ModuleType, name: str) -> bool:
+        return any(defined == name for defined, _, _ in self._from_loader(module))
+
+    def _has_lost(self, module: ModuleType, name: str, code: CodeType) -> bool:
+        """A function of this name has that code of another one instead of its own; a decorator's wrapper has not."""
+        if "<locals>" in code.co_qualname and not neighbours.from_elsewhere(code, module):
+            return False
+        return self._defines(module, name) or not self._from_loader(module)
 
 
 def _symbol(name: str, place: int, same: list[CodeType]) -> Symbol:
