@@ -21,10 +21,11 @@ from types import CodeType, FrameType
 from typing import cast
 
 from .core import originals, registry
+from .core.kind import PATCHED, UNPATCHED, Kind, View
 from .core.model import TaskStatus
 from .core.registry import tick
 from .core.stacks import Footprint, stack
-from .core.transition import PATCHED, UNPATCHED, Kind, Transition, View
+from .core.transition import Transition
 
 __all__ = ["FakeKind", "FakeSuspended", "FakeTask", "fake_code", "fake_footprint", "finish", "manual_rounds", "tick"]
 

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from livepatch.core.transition import IDLE, PATCHED, SIGNALS_TIMEOUT, UNPATCHED, Transition, exempt_threads, switch_lock
+from livepatch.core.kind import IDLE, PATCHED, UNPATCHED
+from livepatch.core.transition import SIGNALS_TIMEOUT, Transition, exempt_threads, switch_lock
 from livepatch.testing import FakeKind, FakeSuspended, FakeTask, fake_code, fake_footprint
 
 FOOTPRINT = fake_footprint(

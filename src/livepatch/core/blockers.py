@@ -31,12 +31,13 @@ from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from . import flow, originals, trampoline
+from .kind import View
 from .model import TaskStatus
 from .redirect import redirections
 from .stacks import Footprint, Stack, describe
 from .suspended import chain, frame_of
 from .tasks import boundaries  # which imports its siblings, and these us: they use nothing of us before they are called
-from .transition import View, switch_lock
+from .transition import switch_lock
 
 #: Seconds after which a call that is still there is said to last.
 LASTING = 10.0

@@ -30,11 +30,12 @@ from typing import Any
 from . import log, neighbours
 from .carriers import Carriers, add_version, functions_of, is_version
 from .codes import ITERABLE_COROUTINE, kind
+from .kind import PATCHED, UNPATCHED
 from .model import Body, Func, LivepatchError
 from .remembered import Remembered
 from .stacks import Footprint
 from .trampoline import forwarder, parameters, replace_constants, trampoline
-from .transition import PATCHED, UNPATCHED, Token, Transition
+from .transition import Token, Transition
 
 
 def as_original(function: FunctionType, func: Func) -> FunctionType:

@@ -17,13 +17,14 @@ from typing import Protocol
 
 from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state
 from . import tasks as task_kinds
+from .kind import PATCHED, UNPATCHED
 from .lists import changing, exclusively, interrupted, listed, loaded_patches, taints, transition_of
 from .lock import TakenOver
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
 from .redirect import Redirection, redirections
 from .resolve import check_author, init_patch
 from .stacks import Footprint
-from .transition import PATCHED, SIGNALS_TIMEOUT, UNPATCHED, Transition
+from .transition import SIGNALS_TIMEOUT, Transition
 
 
 class Driver(Protocol):

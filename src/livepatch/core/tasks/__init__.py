@@ -9,10 +9,11 @@ from __future__ import annotations
 from types import CodeType
 
 from .. import blockers as words
+from ..kind import IDLE, Everything, Kind, View
 from ..model import TaskStatus
 from ..stacks import Footprint
 from ..suspended import find, statuses_of
-from ..transition import IDLE, Everything, Kind, Transition, View, exempt_threads, switch_lock
+from ..transition import Transition, exempt_threads, switch_lock
 from . import asyncio, greenlet, threads, trio
 
 #: All kinds known to this process; append before the last to add one.

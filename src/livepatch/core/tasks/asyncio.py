@@ -28,11 +28,12 @@ from types import FrameType
 from typing import Any
 
 from .. import blockers, cpython, originals
+from ..kind import Kind, View
 from ..model import TaskStatus
 from ..pace import SLICE
 from ..stacks import stack
 from ..suspended import frame_of, stack_of_coroutine
-from ..transition import Kind, Transition, View, switch_lock
+from ..transition import Transition, switch_lock
 from .boundaries import between_works, is_work
 
 #: So many tasks are looked at between two looks at the clock.

@@ -26,10 +26,11 @@ from typing import Any
 
 from .. import blockers, originals
 from ..heap import instances
+from ..kind import Kind, View
 from ..model import TaskStatus
 from ..stacks import Look, Stack, stack, stack_of, thread_stack
 from ..suspended import greenlets_in
-from ..transition import Kind, Transition, View, exempt_threads, switch_lock
+from ..transition import Transition, exempt_threads, switch_lock
 from . import asyncio, boundaries, trio
 
 

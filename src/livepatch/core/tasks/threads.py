@@ -21,9 +21,10 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from .. import blockers, cpython, originals
+from ..kind import Kind, View
 from ..model import TaskStatus
 from ..stacks import Stack, thread_stack, thread_stacks
-from ..transition import Kind, Transition, View, exempt_threads, switch_lock
+from ..transition import Transition, exempt_threads, switch_lock
 from . import boundaries, greenlet
 
 #: What starts threads: who starts one through `threading`, and who calls C directly.

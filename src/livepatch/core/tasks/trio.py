@@ -15,10 +15,11 @@ from typing import Any
 
 from .. import blockers, originals
 from ..heap import referrers
+from ..kind import Kind, View
 from ..model import TaskStatus
 from ..stacks import stack
 from ..suspended import frame_of, stack_of_coroutine
-from ..transition import Kind, Transition, View, switch_lock
+from ..transition import Transition, switch_lock
 from .boundaries import between_works, is_work
 
 #: The longest that a check may hold up a loop, in seconds.
