@@ -118,6 +118,32 @@ def test_multiprocessing(prepared, tmp_path, method):
         assert not os.path.exists(path_of(child))
 
 
+def test_a_child_that_is_slow_to_begin_takes_its_socket_away(prepared, tmp_path):
+    """When it begins, multiprocessing forgets what is to be done at its end: here after the socket was made."""
+    import textwrap
+
+    script = """
+        import multiprocessing, os, time
+        from multiprocessing import util
+        def work(connection):
+            import livepatch
+            connection.send(livepatch.start_agent())
+        def begin():
+            import livepatch
+            livepatch.start_agent()
+        os.register_at_fork(after_in_child=begin)
+        if __name__ == "__main__":
+            connection, theirs = multiprocessing.Pipe()
+            process = multiprocessing.get_context("fork").Process(target=work, args=(theirs,))
+            process.start()
+            path = connection.recv()
+            process.join()
+            say(os.path.exists(path))
+    """
+    with Target(textwrap.dedent(script), env=prepared, folder=tmp_path) as target:
+        assert target.hear() == "False"
+
+
 def test_a_fork_server_that_is_patched_has_patched_children(prepared, tmp_path):
     import textwrap
 

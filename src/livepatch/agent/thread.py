@@ -234,8 +234,14 @@ class Agent:
         self._open()
         atexit.register(self._remove_socket)
         util = sys.modules.get("multiprocessing.util")
-        if util is not None:  # its children end without `atexit`, but with this
-            util.Finalize(None, self._remove_socket, exitpriority=-100)
+        if util is not None:
+            # Its children end without `atexit`, but with what they have promised since they forgot the promises of
+            # their parent: that may have been a moment ago, or be still to come.
+            def promise(agent: Agent) -> None:
+                util.Finalize(None, agent._remove_socket, exitpriority=-100)
+
+            promise(self)
+            util.register_after_fork(self, promise)
 
     def _open_now(self) -> None:
         try:
