@@ -525,7 +525,7 @@ def test_nothing_is_kept_of_a_transition_that_is_over(ending):
     assert not play.transition.initial | play.transition.goal
     assert not play.transition.pending
     assert not play.transition.footprint.forbidden
-    assert not play.transition.suspended.live()
+    assert not play.transition.suspended.apart()
     assert play.kind.stopped == 1
 
 

@@ -126,7 +126,8 @@ class Entry:
 
 
 class GreenletEntry(Entry):
-    """A greenlet, which has a whole stack. A running one does not show whether it holds anything."""
+    """A greenlet, which has a whole stack. One that runs in another thread does not show whether it holds anything; of the
+    running one the stack is looked at by whoever asks."""
 
     __slots__ = ()
 
@@ -137,6 +138,8 @@ class GreenletEntry(Entry):
     def holding(self, footprint: Footprint) -> object | None:
         thing: Any = self.reference()
         if not thing:  # ended, or dead
+            return None
+        if thing is sys.modules["greenlet"].getcurrent():
             return None
         frames = stack_of(partial(getattr, thing, "gr_frame"))
         return thing if not frames or footprint.affected(frames) else None
@@ -297,9 +300,10 @@ class Suspended:
         """There is one in code to be left."""
         return _any(self._holds, self._by_id)
 
-    def live(self) -> list[object]:
-        """All in code to be left."""
-        return [thing for owner in {None, *list(self._by_owner)} for thing in self.of(owner)]
+    def apart(self) -> list[object]:
+        """All in code to be left, but for greenlets that are part of a task, and of what that shows."""
+        owned = [thing for owner in list(self._by_owner) if owner is not None for thing in self.of(owner)]
+        return self.of(None) + [thing for thing in owned if not hasattr(thing, "gr_frame")]
 
     def clear(self) -> None:
         """Follow nothing any more."""

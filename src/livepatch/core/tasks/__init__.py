@@ -38,7 +38,7 @@ def statuses(transition: Transition | None) -> list[TaskStatus]:
             transition.boundary,
             transition.since,
         )
-        suspended = transition.suspended.live()
+        suspended = transition.suspended.apart()
     found = [status for kind in kinds for status in kind.statuses(view)]
     shown = {frame for status in found for frame in status.blocking}
     return found + _hidden(suspended, transition.initial.state, shown, transition.begun)
