@@ -142,6 +142,9 @@ class FakeKind(Kind):
         if isinstance(task, FakeTask):
             self._noticed.add(task)
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        return [self.running] if self.running is not None else []
+
     def finished(self) -> list[Hashable]:
         return [task for task in self._noticed if task.done]
 

@@ -159,7 +159,7 @@ def test_another_user_is_turned_away(polled, monkeypatch):
                 os.setuid(65534)
                 client.connect(running.path)
                 os._exit(0 if client.recv(1) == b"" else 1)
-        polled.select()
+        polled.wait(None)
         turn(polled)
         assert os.waitpid(stranger, 0)[1] == 0
         assert running.connections == []

@@ -3,94 +3,8 @@
 Each case is a script in a process of its own, so that no thread of the test runner is forked.
 """
 
-import json
-import subprocess
-import sys
-import textwrap
-
 import pytest
-
-PRELUDE = """
-import json, logging, os, sys, threading, time, traceback, types, warnings
-logging.getLogger("livepatch").addHandler(logging.NullHandler())
-warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: that is what this is about
-import livepatch as lp
-from livepatch.core import registry
-from livepatch.core.codes import definitions
-from livepatch.testing import finish, manual_rounds, tick
-
-SOURCE = '''
-def f(): return "old"
-def gen():
-    yield "old"
-    yield f()
-def stay(gate=None, *args):
-    if gate: gate(*args)
-    return "old", f()
-'''
-target = sys.modules["target"] = types.ModuleType("target")
-exec(compile(SOURCE, "old.py", "exec"), target.__dict__)
-
-def patch(name="p", word="new"):
-    codes = {d.name: d.code for d in definitions(compile(SOURCE.replace("old", word), "new.py", "exec"))}
-    return lp.Patch(name, [lp.Object("target", [lp.Func(n, lp.Body(codes[n])) for n in ("f", "gen", "stay")])])
-
-def in_child(function):
-    "What the function returns in a child; an error there is one here."
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            said = {"value": function()}
-        except BaseException:
-            said = {"error": traceback.format_exc()}
-        os.write(writer, json.dumps(said).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader) as pipe:
-        said = json.load(pipe)
-    os.waitpid(pid, 0)
-    assert "error" not in said, said["error"]
-    return said["value"]
-
-class Held:
-    "A thread inside of `stay`."
-    def __init__(self, inside=lambda: None):
-        self.reached, self.go, self.met = threading.Event(), threading.Event(), []
-        self.thread = threading.Thread(target=lambda: self.met.append(target.stay(self.gate)), daemon=True)
-        self.inside = inside
-        self.thread.start()
-        assert self.reached.wait(60)
-    def gate(self):
-        self.reached.set()
-        assert self.go.wait(60)
-        self.inside()
-    def release(self):
-        self.go.set()
-        self.thread.join(60)
-        return self.met[0]
-
-def status():
-    return [(p.name, p.enabled, p.transition) for p in lp.patches()]
-
-def by_itself(condition):
-    "Waits without making rounds."
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, lp.tasks()
-        time.sleep(0.002)
-    return True
-"""
-
-
-def run(script: str):
-    """Run it and give what it said last, as JSON."""
-    text = PRELUDE + textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
+from tests.processes.kit import run
 
 pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 
@@ -242,6 +156,33 @@ def test_generators_of_threads_that_are_gone_hold_nothing_and_those_in_variables
     )
     running, over = [["p", True, True]], [["p", True, False]]
     assert said == [[running, [over, "new"]], [running, over]]
+
+
+def test_a_generator_that_a_thread_was_running_holds_nothing():
+    """It runs for ever in the child, on nobody's stack; and so it does for the transitions that come later."""
+    said = run(
+        """
+        exec(compile("def gen(gate):\\n    gate()\\n    yield 'old'", "old.py", "exec"), target.__dict__)
+        codes = {d.name: d.code for d in definitions(compile("def gen(gate): yield 'new'", "new.py", "exec"))}
+        def made(name):
+            return lp.Patch(name, [lp.Object("target", [lp.Func("gen", lp.Body(codes["gen"]))])])
+        arrived, go = threading.Event(), threading.Event()
+        def gate():
+            arrived.set()
+            go.wait(60)
+        threading.Thread(target=lambda: list(target.gen(gate))).start()
+        arrived.wait(60)
+        first = in_child(lambda: [lp.enable_patch(made("p"), timeout=60), status()])
+        with manual_rounds():
+            lp.enable_patch(made("p"))
+            second = in_child(lambda: [finish(), status()])
+            print(json.dumps([first, second, status()]))
+            go.set()
+            finish()
+        """
+    )
+    running, over = [["p", True, True]], [["p", True, False]]
+    assert said == [[None, over], [None, over], running]
 
 
 def test_a_child_makes_its_rounds_by_itself():

@@ -11,7 +11,7 @@ import pytest
 from tests.core import kit
 
 import livepatch as lp
-from livepatch.core import cpython, registry
+from livepatch.core import cpython, registry, stacks
 from livepatch.core.tasks import exempt_thread, threads
 from livepatch.core.transition import exempt_threads
 from livepatch.testing import finish, tick
@@ -492,3 +492,43 @@ def test_a_greenlet_that_is_switched_out_of_an_old_call_holds_its_thread(module,
     assert met == ["old", ("old", "old")]
     finish()
     kit.take_out("p")
+
+
+def test_all_stacks_in_one_look_are_those_of_one_look_each(worker):
+    """Generators stand between frames of a thread; threads that run meanwhile are left out or right."""
+    gates, stop = [kit.Gate() for _ in range(20)], threading.Event()
+
+    def deep(number, gate):
+        if number:
+            return deep(number - 1, gate)
+        return next(waits(gate))
+
+    def waits(gate):
+        yield gate()
+
+    def busy():
+        while not stop.is_set():
+            list(waits(lambda: None))
+
+    for number, gate in enumerate(gates):
+        worker().begin(deep, number, gate)
+        gate.arrived()
+    running = [threading.Thread(target=busy) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    try:
+        for thread in running:
+            thread.start()
+        for _ in range(300):
+            found = stacks.thread_stacks()
+            depths = [[f.f_code for f in frames].count(deep.__code__) for frames in found.values()]
+            assert set(range(1, 21)) <= set(depths)
+            for thread in running:
+                frames = found.get(thread.ident)
+                assert frames is None or frames[-1].f_code is threading.Thread._bootstrap.__code__
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        for thread in running:
+            thread.join()
+    assert found[threading.get_ident()][0].f_code.co_name == "test_all_stacks_in_one_look_are_those_of_one_look_each"

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import os
 
-from livepatch.core import log, registry
-from livepatch.core.model import LivepatchError
+from livepatch.core import originals, registry
 
 from .thread import Agent
 
@@ -38,23 +37,33 @@ def start_agent() -> str:
     return _agent.serve()
 
 
+#: The process ends when its first thread does. A fork in another thread makes one where that is not so.
+_first_ends = True
+#: Threads other than the first that fork just now.
+_others: set[int] = set()
+
+
 def _before_fork() -> None:
+    if originals.get_native_id() != os.getpid():
+        _others.add(originals.get_ident())
     _agent.pause()
 
 
 def _after_fork_in_parent() -> None:
+    _others.discard(originals.get_ident())
     _agent.resume()
 
 
 def _after_fork_in_child() -> None:
-    global _agent
+    global _agent, _first_ends
     parents, _agent = _agent, Agent()
     parents.abandon()
-    if parents.server is not None:
-        try:
-            _agent.serve()
-        except LivepatchError as error:
-            log.warning(f"the agent of the parent process is not continued here: {error}")
+    _first_ends = _first_ends and originals.get_ident() not in _others
+    _others.clear()
+    if not _first_ends:
+        _agent.end_with_this_thread()
+    if parents.serves():
+        _agent.serve_soon()
     elif registry.next_round() is not None:
         _agent.wake()
 

@@ -13,12 +13,11 @@ import errno
 import os
 import sys
 import time
-from dataclasses import asdict
 from typing import Any
 
-from livepatch.core import cpython, log, registry
+from livepatch.core import blockers, cpython, log, registry
 from livepatch.core.attributes import process_tree
-from livepatch.core.model import LivepatchError, PatchStatus
+from livepatch.core.model import LivepatchError, PatchStatus, TaskStatus
 
 from . import patchfile
 from .rpc import PROTOCOL, Method
@@ -55,7 +54,7 @@ def load(client: Connection, *, file: str, data: str) -> dict[str, Any]:
 
 def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
     """Whether the patch in a file fits, what it would change, and who would stand in the way now; changes
-    nothing.
+    nothing. `still` tells later who of them has been there ever since.
     """
     patchfile.forget_unloaded()
     patch = patchfile.read(_decoded(data), file, dry=True)
@@ -76,8 +75,13 @@ def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
         "description": patch.description,
         "replace": patch.replace,
         "objects": objects,
-        "blocking": [asdict(task) for task in blocking],
+        "blocking": [_shown(task) for task in blocking],
     }
+
+
+def still(client: Connection) -> list[dict[str, Any]]:
+    """Of those whom earlier looks found in the way, for any client, the ones that have been there ever since."""
+    return [_shown(task) for task in blockers.memory.still()]
 
 
 def write_enabled(client: Connection, *, name: str, value: str) -> dict[str, Any]:
@@ -100,17 +104,17 @@ def unload(client: Connection, *, name: str) -> None:
 
 def patches(client: Connection) -> list[dict[str, Any]]:
     """All loaded patches, also disabled ones that are not unloaded yet."""
-    return [asdict(patch) for patch in registry.loaded()]
+    return [patch._asdict() for patch in registry.loaded()]
 
 
 def status(client: Connection, *, name: str, blockers: int = 0) -> dict[str, Any]:
-    """The state of one patch; with up to so many of the tasks that its transition waits for."""
+    """The state of one patch; with up to so many of the tasks that its transition waits for, the hopeless first."""
     return {**_status(name), "blocking": _blocking(blockers) if blockers > 0 else []}
 
 
 def tasks(client: Connection) -> list[dict[str, Any]]:
     """All tasks of the process."""
-    return [asdict(task) for task in registry.tasks()]
+    return [task._asdict() for task in registry.tasks()]
 
 
 def dmesg(client: Connection) -> list[str]:
@@ -147,6 +151,7 @@ METHODS: dict[str, Method] = {
     "hello": hello,
     "load": load,
     "check": check,
+    "still": still,
     "write_enabled": write_enabled,
     "force": force,
     "unload": unload,
@@ -173,12 +178,19 @@ def _status(name: str) -> dict[str, Any]:
     """The state of a loaded patch; of one that has just gone, that it has."""
     for patch in registry.loaded():
         if patch.name == name:
-            return asdict(patch)
-    return asdict(PatchStatus(name, False, False, False, 0, False))
+            return patch._asdict()
+    return PatchStatus(name, False, False, False, 0, False)._asdict()
 
 
 def _blocking(limit: int) -> list[dict[str, Any]]:
-    return [asdict(task) for task in registry.tasks() if task.blocking][:limit]
+    waits = [task for task in registry.tasks() if task.blocking or task.hint]
+    waits.sort(key=lambda task: (not blockers.stuck(task), not task.blocking))
+    return [_shown(task) for task in waits[:limit]]
+
+
+def _shown(task: TaskStatus) -> dict[str, Any]:
+    """One that is in the way, and whether it is likely to stay there."""
+    return {**task._asdict(), "stuck": blockers.stuck(task)}
 
 
 def _started() -> float:

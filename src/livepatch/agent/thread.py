@@ -13,7 +13,9 @@ Two things happen to a long-lived process that an agent must survive:
 * **fork**: a program that has one thread must go on forking as one that has one thread (everything else
   invites deadlocks, and from 3.12 on a warning). So the thread ends before a fork and is started again
   after it; if it is busy just then, the fork waits a moment and no longer. The child shares the
-  descriptors with its parent: it makes a new `Agent`, and a new socket if its parent had one.
+  descriptors with its parent: it makes a new `Agent`, and a new socket if its parent had one. Not at once:
+  most children that live for a moment only, or that become another program, need none, and would leave it behind.
+  A child that was forked in a thread ends when that thread does, since it is the last; so the agent must end, too.
 * **closing all descriptors**, as programs do that turn themselves into daemons. Their numbers come back
   as somebody else's files. So the agent writes to, reads from and closes a number only after making sure
   that it is still the same pipe or socket (device and inode), uses `poll` rather than `epoll` (which has
@@ -33,6 +35,7 @@ import atexit
 import errno
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -46,6 +49,10 @@ from . import methods, places, poll, rpc, server
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
+#: Seconds after a fork until the child opens its socket.
+_CHILDHOOD = 0.03
+#: Seconds between two looks whether anybody else is left, in a process whose first thread has ended.
+_LONELY = 0.05
 #: Seconds until a round is tried again that another thread's operation was in the way of.
 _ANOTHER_TRY = 0.01
 #: Log lines that are kept for followers until the thread gets to them.
@@ -95,11 +102,25 @@ class Bell:
                 os.close(end.number)
 
 
+class Farewell:
+    """Dies with the thread that made it, and tells the agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def __del__(self) -> None:
+        self._agent.left_alone = True
+        self._agent.wake()
+
+
 class Agent:
     """The thread and the socket of one process; a forked child makes another."""
 
     def __init__(self) -> None:
         self.server: server.Server | None = None
+        self.left_alone = False  # the thread with which the process is to end has ended
+        self._opens: float | None = None  # when the socket is to be opened
+        self._last = originals.local()
         self._claim = originals.allocate_lock()  # held, for good, by whoever starts the thread
         self._serving = originals.RLock()
         self._pausing = originals.RLock()  # over the next two
@@ -143,11 +164,23 @@ class Agent:
             if self._bell is None:
                 raise LivepatchError(errno.EAGAIN, "The agent's thread cannot be started in this process.")
             if self.server is None:
-                self._open()
-                atexit.register(self._remove_socket)
+                self._open_first()
                 self.wake()
             assert self.server is not None
             return self.server.path
+
+    def serve_soon(self) -> None:
+        """In a forked child: have a socket in a moment, if there is still this process by then."""
+        self._opens = originals.monotonic() + _CHILDHOOD
+        self.wake()
+
+    def serves(self) -> bool:
+        """It has a socket, or will have."""
+        return self.server is not None or self._opens is not None
+
+    def end_with_this_thread(self) -> None:
+        """The running thread is not the one that ends the process when it ends, but the last one."""
+        self._last.farewell = Farewell(self)
 
     def pause(self) -> None:
         """Before a fork: end the thread."""
@@ -192,8 +225,26 @@ class Agent:
             bell.close()
 
     def _open(self) -> None:
+        self._opens = None
         self.server = server.Server(self._poll, lambda line, client: rpc.answer(line, methods.METHODS, client))
         self._listener = Descriptor(self.server.listener.fileno())
+
+    def _open_first(self) -> None:
+        """Once in a process, under `_serving`."""
+        self._open()
+        atexit.register(self._remove_socket)
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:  # its children end without `atexit`, but with this
+            util.Finalize(None, self._remove_socket, exitpriority=-100)
+
+    def _open_now(self) -> None:
+        try:
+            with self._serving:
+                if self.server is None:
+                    self._open_first()
+        except LivepatchError as error:
+            self._opens = None
+            log.warning(f"the agent of the parent process is not continued here: {error}")
 
     def _start(self) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the new thread inherits it
@@ -226,15 +277,25 @@ class Agent:
 
     def _goes_on(self) -> bool:
         with self._pausing:
-            self._alive = self._pauses == 0
+            self._alive = self._pauses == 0 and not (self.left_alone and len(sys._current_frames()) == 1)
+            if self.left_alone and not self._alive and not self._pauses:
+                self._remove_socket()
             return self._alive
 
-    def _turn(self) -> None:
-        """Sleep until there is something to do, and do it."""
+    def _sleeps(self) -> float | None:
+        """For how long at most."""
         due = registry.next_round()
         if due is not None and self._mutex_taken:
             due = max(due, _ANOTHER_TRY)
-        calls = self._poll.wait(due)
+        if self._opens is not None:
+            due = min(max(0.0, self._opens - originals.monotonic()), due if due is not None else _CHILDHOOD)
+        if self.left_alone:
+            due = min(_LONELY, due if due is not None else _LONELY)
+        return due
+
+    def _turn(self) -> None:
+        """Sleep until there is something to do, and do it."""
+        calls = self._poll.wait(self._sleeps())
         if not self._ours():
             self._start_over()
             return
@@ -243,6 +304,8 @@ class Agent:
         due = registry.next_round()
         if due is not None and due <= 0:
             self._tick()
+        if self._opens is not None and self._opens <= originals.monotonic():
+            self._open_now()
         if self.server is not None:
             self._publish(self.server)
 

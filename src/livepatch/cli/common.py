@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,10 @@ from livepatch.attach.processes import NoAccess
 from livepatch.core.model import LivepatchError
 
 DONE, REFUSED, USAGE, STALLED, NO_PROCESS, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+#: Where a terminal is too narrow for a table, no column up to this width is broken. Of what is left, the last one,
+#: which may be a sentence, gets twice the share of the others.
+_SHORT = 12
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -53,17 +58,22 @@ class Output:
         """Rows for a person, in columns."""
         if self.json:
             return
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
         if sys.stdout.isatty():
             from rich.console import Console
             from rich.table import Table
             from rich.text import Text
 
-            drawn = Table(*columns, box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+            console = Console(soft_wrap=False)
+            full = sum(widths) + 2 * len(widths) > console.width
+            drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), expand=full)
+            for column, width in zip(columns, widths, strict=True):
+                share = (2 if column == columns[-1] else 1) if full and width > _SHORT else None
+                drawn.add_column(column, no_wrap=width <= _SHORT, ratio=share, overflow="fold")
             for row in rows:
                 drawn.add_row(*(Text(cell) for cell in row))
-            Console(soft_wrap=False).print(drawn)
+            console.print(drawn)
             return
-        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
@@ -154,5 +164,45 @@ def state_of(patch: dict[str, Any]) -> str:
 
 
 def task_rows(tasks: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Tasks that wait, for a table: who, and where it sits."""
-    return [[task["kind"], task["name"], (task["blocking"] or task["stack"] or ["-"])[0]] for task in tasks]
+    """Tasks that wait, in few words: who, and where it sits."""
+    return [[task["kind"], task["name"], _where(task)] for task in tasks]
+
+
+#: The columns of `blocker_rows`.
+BLOCKERS = ("KIND", "TASK", "ORIGIN", "IN", "SINCE", "WHAT WOULD LET IT GO")
+
+
+def blocker_rows(tasks: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Tasks that are in the way, for a table."""
+    return [
+        [task["kind"], task["name"], near(task["origin"]), near(_where(task)), since(task), task["hint"] or "-"]
+        for task in tasks
+    ]
+
+
+def _where(task: dict[str, Any]) -> str:
+    return str((task["blocking"] or task["stack"] or ["-"])[0])
+
+
+def near(text: str) -> str:
+    """The same with file names without their folders, where there is no room for more."""
+    return re.sub(r"\((?:[^()]*/)?([^()/]+:\d+)\)", r"(\1)", text) or "-"
+
+
+def since(task: dict[str, Any]) -> str:
+    """For how long a task is known to be in the way."""
+    seconds = task["seconds"]
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def warning(task: dict[str, Any]) -> str:
+    """What is said of a task that is likely to stay in the way: where it is, since when, and what can be done."""
+    where = (task["blocking"] or [_where(task)])[-1]  # the outermost is the one that it waits for
+    known = (task["seconds"] or 0.0) >= 0.5
+    said = f"has been in {where} for {since(task)}" if known else f"is in {where}"
+    return f"{task['kind']} {task['name']} {said}: {task['hint']}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,22 @@ import click
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.core.model import LivepatchError
 
-from .common import DONE, each_process, json_option, one_pid_option, output, pid_option, task_rows
+from .common import (
+    BLOCKERS,
+    DONE,
+    blocker_rows,
+    each_process,
+    json_option,
+    one_pid_option,
+    output,
+    pid_option,
+    task_rows,
+    warning,
+)
 from .settle import State, settle
+
+#: Seconds between two looks at who stays in the way, at first and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
 _PatchFile = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
@@ -206,8 +221,16 @@ def unload_command(name: str, pid: int) -> int:
 @click.command("check")
 @click.argument("file", type=_PatchFile)
 @pid_option
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="If tasks are in the way, see for so long which of them stay there; 0 does not wait.",
+)
 @json_option
-def check_command(file: Path, pids: tuple[int, ...]) -> int:
+def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
     """Say whether a patch fits a process, what it would change, and who would stand in the way; changes
     nothing.
 
@@ -222,9 +245,29 @@ def check_command(file: Path, pids: tuple[int, ...]) -> int:
         output.table(["MODULE", "FUNCTION"], rows)
         if found["blocking"]:
             output.say("In the way now, if they stay there:")
-            output.table(["KIND", "TASK", "IN"], task_rows(found["blocking"]))
+            output.table(BLOCKERS, blocker_rows(found["blocking"]))
         else:
             output.say("No task is in the way now.")
-        return found
+        return {**found, "stay": _watched(client, found["blocking"], watch) if watch else []}
 
     return each_process(pids, look, connect=_connect)
+
+
+def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
+    """Those that are in the very same call until the end of the time; it is over early when there are none."""
+    if not tasks:
+        return []
+    output.say(f"Seeing which of them stay there, for up to {watch:g} s ...")
+    deadline, pause = time.monotonic() + watch, _FIRST_PAUSE
+    stay, idents = tasks, {(task["kind"], task["ident"]) for task in tasks}
+    while stay and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(pause, left))
+        pause = min(pause * 2, _LONGEST_PAUSE)
+        stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
+    for task in stay:
+        output.warn(warning(task))
+    if not stay:
+        output.say("None of them stayed.")
+    elif len(stay) < len(tasks):
+        output.say(f"{len(tasks) - len(stay)} of {len(tasks)} did not stay.")
+    return stay

@@ -19,7 +19,7 @@ from typing import Any
 from livepatch.attach.client import Client
 from livepatch.core.model import LivepatchError
 
-from .common import DONE, INTERRUPTED, STALLED, output, task_rows
+from .common import DONE, INTERRUPTED, STALLED, output, task_rows, warning
 
 State = dict[str, Any]
 Finder = Callable[[Client], State | None]
@@ -62,6 +62,7 @@ def _wait(client: Client, state: State, timeout: float) -> State:
     begun = time.monotonic()
     pause, name_at = _FIRST_PAUSE, begun + _NAMING_PAUSE
     blocking: list[State] = []
+    warned: set[str] = set()
     with _progress() as show:
         while state["transition"] and (left := begun + timeout - time.monotonic()) > 0:
             show({**state, "blocking": blocking})
@@ -69,10 +70,14 @@ def _wait(client: Client, state: State, timeout: float) -> State:
             pause = min(pause * 2, _LONGEST_PAUSE)
             asked = time.monotonic()
             naming = asked >= name_at
-            state = client.call("status", name=state["name"], blockers=1 if naming else 0)
+            state = client.call("status", name=state["name"], blockers=NAMED if naming else 0)
             if naming:  # every task is looked at for that: never more than a tenth of the target's time
                 name_at = time.monotonic() + max(_NAMING_PAUSE, 10 * (time.monotonic() - asked))
                 blocking = state["blocking"]
+                for task in blocking:
+                    if task["stuck"] and task["ident"] not in warned:
+                        warned.add(task["ident"])
+                        output.warn(warning(task))
     return state
 
 
@@ -157,8 +162,10 @@ def _settled(state: State) -> str:
 
 
 def _name_blockers(state: State) -> None:
-    for kind, name, where in task_rows(state["blocking"]):
+    for task, (kind, name, where) in zip(state["blocking"], task_rows(state["blocking"]), strict=True):
         output.warn(f"  {kind} {name}: {where}")
+        if task["hint"]:
+            output.warn(f"    {task['hint']}")
     more = state["left"] - len(state["blocking"])
     if more > 0 and state["blocking"]:
         output.warn(f"  and {more} more")

@@ -9,12 +9,13 @@ import click
 
 from livepatch.attach.client import Client
 
-from .common import each_process, json_option, output, pid_option, state_of, task_rows
+from .common import BLOCKERS, blocker_rows, each_process, json_option, near, output, pid_option, state_of
 
 #: How many tasks in the way `status` names.
 _NAMED = 20
 _TITLE = 100
-_STATES = {-1: "-", 0: "unpatched", 1: "patched"}
+IDLE = -1
+_STATES = {IDLE: "-", 0: "unpatched", 1: "patched"}
 
 
 @click.command("list")
@@ -66,7 +67,7 @@ def status_command(pids: tuple[int, ...]) -> int:
             output.say("No patch is loaded.")
         if blocking:
             output.say("In the way:")
-            output.table(["KIND", "TASK", "IN"], task_rows(blocking))
+            output.table(BLOCKERS, blocker_rows(blocking))
         return {"hello": client.hello, "patches": patches, "blocking": blocking}
 
     return each_process(pids, look)
@@ -97,19 +98,30 @@ def tasks_command(pids: tuple[int, ...], stacks: bool) -> int:
         if stacks:
             for task in tasks:
                 output.say(f"{task['kind']} {task['name']} ({task['ident']}): {_STATES[task['patch_state']]}")
+                if task["origin"]:
+                    output.say(f"  from {task['origin']}")
                 for frame in task["stack"]:
                     output.say(f"  {frame}{'  <- in the way' if frame in task['blocking'] else ''}")
         else:
-            rows = [_task_row(task) for task in tasks]
-            output.table(["KIND", "TASK", "ID", "STATE", "IN"], rows)
+            _list(tasks)
         return {"tasks": tasks}
 
     return each_process(pids, look)
 
 
-def _task_row(task: dict[str, Any]) -> list[str]:
-    where = f"{task['blocking'][0]} (in the way)" if task["blocking"] else (task["stack"] or ["-"])[0]
-    return [task["kind"], task["name"], task["ident"], _STATES[task["patch_state"]], where]
+def _list(tasks: list[dict[str, Any]]) -> None:
+    """Where the tasks are, and during a transition first those that are in the way."""
+    if all(task["patch_state"] == IDLE for task in tasks):
+        rows = [[task["kind"], task["name"], near(task["origin"]), near((task["stack"] or ["-"])[0])] for task in tasks]
+        output.table(["KIND", "NAME", "ORIGIN", "IN"], rows)
+        return
+    tasks = sorted(tasks, key=lambda task: not task["hint"])
+    rows = []
+    for task, (kind, name, origin, _, waits, hint) in zip(tasks, blocker_rows(tasks), strict=True):
+        rows.append(
+            [kind, name, origin, _STATES[task["patch_state"]], near((task["blocking"] or ["-"])[0]), waits, hint]
+        )
+    output.table(["KIND", "NAME", "ORIGIN", "STATE", "BLOCKED BY", "SINCE", "HINT"], rows)
 
 
 @click.command("dmesg")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import lists, log
+from .lock import TakenOver
 from .model import LivepatchError, Object, reason
 
 
@@ -37,17 +38,30 @@ def pre_patch(obj: Object) -> None:
     obj.post_unpatch_due = True
 
 
+#: The objects whose callbacks are running, innermost last.
+running: list[Object] = []
+
+
 def _call(callback: Callable[[Object], object], obj: Object) -> object:
+    running.append(obj)
     try:
-        return callback(obj)
-    finally:
-        lists.mutex.rejoin()  # it may have imported, and lent it
+        with lists.mutex.resting():  # it may import, and fork
+            result = callback(obj)
+    except TakenOver:
+        raise
+    except BaseException:
+        running.pop()
+        raise
+    running.pop()
+    return result
 
 
 def _run(callback: Any, obj: Object) -> None:
     if callback is not None:
         try:
             _call(callback, obj)
+        except TakenOver:
+            raise
         except BaseException as error:  # not even an exit: what comes next must be done
             log.warning(f"a callback for object '{obj.shown_name}' failed and was ignored: {error!r}")
 

@@ -16,7 +16,6 @@ what a name and a position mean. Three habits of the compiler matter:
 from __future__ import annotations
 
 import opcode
-from dataclasses import dataclass
 from types import CodeType
 
 # Bits of co_flags, as documented in `inspect` (which is too large to import here).
@@ -39,7 +38,6 @@ _STORE_GLOBAL = opcode.opmap["STORE_GLOBAL"]
 _COMPILER_STORES = frozenset({"__firstlineno__", "__static_attributes__"})
 
 
-@dataclass(frozen=True, eq=False)
 class Definition:
     """One function (lambdas too) that a module's code defines.
 
@@ -47,10 +45,13 @@ class Definition:
     `parent` is the function around it, None at the top level and for methods of top-level classes.
     """
 
-    name: str
-    sympos: int
-    code: CodeType
-    parent: Definition | None = None
+    __slots__ = ("code", "name", "parent", "sympos")
+
+    def __init__(self, name: str, sympos: int, code: CodeType, parent: Definition | None = None) -> None:
+        self.name = name
+        self.sympos = sympos
+        self.code = code
+        self.parent = parent
 
 
 def definitions(code: CodeType) -> list[Definition]:

@@ -26,8 +26,10 @@ taints: list[str] = []
 
 #: The patch in transition, and its transition: klp_transition_patch. Its readers without a lock read it once.
 _changing: tuple[Patch, Transition] | None = None
-#: Somebody is in the middle of an operation; seen only by what it calls, since it holds the mutex.
-_inside = False
+#: Who is in the middle of an operation; seen only by what it calls, since it holds the mutex.
+_inside: object = None
+#: The objects in whose callbacks this process was forked, until that has been dealt with: see `registry._settle`.
+interrupted: list[Object] = []
 
 
 @contextmanager
@@ -35,18 +37,28 @@ def exclusively() -> Iterator[None]:
     """Under the mutex, and not from a callback: there the kernel would deadlock, and we refuse."""
     global _inside
     with mutex.held():
-        if _inside:
+        if _inside is not None:
             raise LivepatchError(errno.EDEADLK, "Callbacks must not enable, disable, force or unload patches.")
-        _inside = True
+        me = _inside = object()
         try:
             yield
         finally:
-            _inside = False
+            if _inside is me:  # not so if this is a forked child, where `start_over` was called
+                _inside = None
+
+
+def start_over(running: list[Object]) -> None:
+    """In a child that was forked in the middle of these objects' callbacks: nobody is in an operation here."""
+    global _inside
+    _inside = None
+    interrupted.extend(running)
+    running.clear()
+    mutex.start_over()
 
 
 def busy() -> bool:
     """Whoever holds the mutex is in the middle of an operation: it asks from a callback."""
-    return _inside
+    return _inside is not None
 
 
 def changing() -> tuple[Patch, Transition] | None:

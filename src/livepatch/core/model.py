@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 #: What an object that is the main program is called where a name must be shown.
 BASE_OBJECT = "__main__"
@@ -305,8 +304,10 @@ class Patch:
         return f"<Patch {self.name}>"
 
 
-@dataclass(frozen=True)
-class PatchStatus:
+# Not dataclasses: their module brings `inspect` with it, which is a third of all that the agent costs.
+
+
+class PatchStatus(NamedTuple):
     """A patch as an administrator sees it. `enabled` is the goal; `transition` says it is not reached yet.
 
     `seconds`, `total` and `left` describe the running transition: its age, the tasks it found, and those that
@@ -321,27 +322,29 @@ class PatchStatus:
     forced: bool
     version: str = ""
     description: str = ""
-    objects: list[dict[str, Any]] = field(default_factory=list)
+    objects: Sequence[dict[str, Any]] = ()
     seconds: float = 0.0
     total: int = 0
     left: int = 0
 
 
-@dataclass(frozen=True)
-class TaskStatus:
+class TaskStatus(NamedTuple):
     """A task as an administrator sees it; `patch_state` is -1 (no transition), 0 (unpatched) or 1 (patched).
 
     `blocking` holds the frames that keep it from moving and `stack` all of them, innermost first, each as
-    "function (file:line)". `origin` says where it came from, `seconds` for how long it has been in the way, `hint` what
-    would let it go; each is empty where that is not known.
+    "function (file:line)".
+
+    `origin` says where the task came from: the function that it was made to run, "main thread", "worker of
+    ThreadPoolExecutor"; of a suspended frame, what holds it. Of one that is in the way, `seconds` is for how long it is
+    known to have been, and `hint` says what would let it go; of any other, None and nothing.
     """
 
     kind: str
     name: str
     ident: str
     patch_state: int
-    blocking: list[str] = field(default_factory=list)
-    stack: list[str] = field(default_factory=list)
+    blocking: Sequence[str] = ()
+    stack: Sequence[str] = ()
     origin: str = ""
     seconds: float | None = None
     hint: str = ""

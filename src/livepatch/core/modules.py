@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 
 from . import caches, callbacks, cpython, lists, log, objects, originals, redirect
 from .codes import definitions
+from .lock import TakenOver
 from .model import Body, LivepatchError, Object, Patch
 from .redirect import Redirection, redirections
 from .resolve import init_object
@@ -171,6 +172,8 @@ def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: 
         log.notice(f"applying patch '{patch.name}' to loading module '{name}'")
         callbacks.pre_patch(obj)
         _redirect(patch, obj, symbols, promise=promise)
+    except TakenOver:
+        raise
     except BaseException as error:
         obj.forget_module()
         _refuse(patch, name, error)
@@ -263,6 +266,20 @@ def _going(name: str) -> None:
         if obj.module is not None:
             obj.module_state = "GOING"
     _revert(name)
+
+
+def take_over(interrupted: list[Object]) -> None:
+    """In a forked child: nobody goes on with what was in the middle of a callback of these objects."""
+    names = {obj.name for obj in interrupted if obj.module_state in ("COMING", "GOING")}
+    for obj in [obj for name in names for _, obj in lists.objects_named(str(name)) if obj.module is not None]:
+        if obj.module_state == "COMING" and obj.patched:
+            obj.module_state = "LIVE"
+        elif obj.module_state in ("COMING", "GOING"):
+            _unpatch(obj)
+            obj.forget_module()
+            obj.entry = sys.modules.get(str(obj.name))  # or it would be tried again, and again in each child of ours
+    if names and (now := lists.changing()) is not None:
+        now[1].renew(objects.suspendable(now[0]))
 
 
 def sweep() -> None:

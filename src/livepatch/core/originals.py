@@ -34,6 +34,7 @@ allocate_lock: Callable[[], Any] = _thread.allocate_lock
 get_ident: Callable[[], int] = _thread.get_ident
 get_native_id: Callable[[], int] = _thread.get_native_id
 start_new_thread: Callable[..., int] = _thread.start_new_thread
+local: type[Any] = _thread._local
 
 read, write = posix.read, posix.write
 

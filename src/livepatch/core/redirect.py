@@ -452,12 +452,14 @@ def same_parameters(a: CodeType, b: CodeType) -> bool:
 def _enterer(
     transition: Transition, versions: tuple[Any, Any], counted: bool, function: weakref.ref[FunctionType]
 ) -> Callable[[], Any]:
-    current, choose, frame = transition.current, transition.choose, sys._getframe
+    choose, frame, modules = transition.choose, sys._getframe, sys.modules
     moved = (versions[UNPATCHED], None), (versions[PATCHED], None)
 
     def enter() -> tuple[Any, Any]:
-        task, fast = current(), transition.fast
-        if task in fast:
+        if len(modules) != transition.modules:
+            transition.find_current()
+        fast = transition.fast
+        if (task := transition.look()) in fast:
             return moved[fast.state]
         stay = transition.stay
         if task in stay:

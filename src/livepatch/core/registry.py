@@ -17,7 +17,8 @@ from typing import Protocol
 
 from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state
 from . import tasks as task_kinds
-from .lists import changing, exclusively, listed, loaded_patches, taints, transition_of
+from .lists import changing, exclusively, interrupted, listed, loaded_patches, taints, transition_of
+from .lock import TakenOver
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
 from .redirect import Redirection, redirections
 from .resolve import check_author, init_patch
@@ -83,8 +84,36 @@ def tick() -> None:
         with exclusively():
             _due = originals.monotonic() + _wait
             _wait = min(_wait * 2, LONGEST_WAIT)
-            modules.sweep()
-            _try_complete_transition()
+            _settle()
+            if changing() is not None:
+                _try_complete_transition()
+
+
+def _settle() -> None:
+    """To be called at the beginning of every operation: bring everything in order that has happened meanwhile."""
+    if interrupted:
+        _take_over()
+    modules.sweep()
+
+
+def _take_over() -> None:
+    """This process was forked while somebody, here or in another thread, was in a callback: that operation is over.
+
+    If no task was told to move yet it is taken back; if all had moved it is completed. The callbacks that were running
+    count as called: they may be what forked, and must not do it again.
+    """
+    modules.take_over(interrupted)
+    interrupted.clear()
+    if changing() is None:
+        return
+    patch, transition = _running()
+    if transition.gone:
+        _conclude()
+    elif transition.target is not transition.goal:  # nobody was told to move yet
+        _cancel_transition()
+        if patch not in listed:
+            modules.await_modules()
+            loaded_patches.pop(patch.name, None)
 
 
 # -- enabling ------------------------------------------------------------------------------------------------
@@ -103,7 +132,7 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
         raise LivepatchError(errno.ENOSYS, unsupported)
     check_author(patch)
     with exclusively():
-        modules.sweep()
+        _settle()
         _check_new(patch)
         state.check_compatible(patch, listed)
         patch.init()
@@ -115,6 +144,8 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
             modules.await_modules()
             modules.await_absent(patch)
             _enable(patch)
+        except TakenOver:
+            raise
         except BaseException:
             if patch.enabled:  # an exception from a signal handler; the transition goes on without us
                 raise
@@ -156,6 +187,8 @@ def _enable(patch: Patch) -> None:
             if found is None:
                 found = objects.find(objects.funcs(patch))
             _patch_object(obj, found, _running()[1])
+    except TakenOver:
+        raise
     except BaseException as error:
         log.warning(f"failed to enable patch '{patch.name}'")
         if changing() is not None:
@@ -286,11 +319,20 @@ def _complete_transition() -> None:
         replace.discard_nops(patch)
     transition.stop()
     caches.clear(function for redirection in touched for function in redirection.live())
+    _conclude()
+
+
+def _conclude() -> None:
+    """All functions have what they are to have: call the callbacks, and let go of what is gone."""
+    global _completion
+    assert _completion is not None
+    patch, transition = _running()
+    goal = transition.goal.state
     while _completion.callbacks:
         obj = _completion.callbacks.pop(0)
         (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(obj)
     log.notice(f"'{patch.name}': {_name(goal)} complete")
-    for gone in replaced if goal == PATCHED else [patch]:
+    for gone in _completion.replaced if goal == PATCHED else [patch]:
         if gone in listed:
             listed.remove(gone)
     modules.await_modules()
@@ -337,7 +379,7 @@ def write_enabled(name: str, value: object) -> None:
     (another patch is in transition) or ENOENT. The rules and their order are the kernel's enabled_store.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         patch = _find(name)
         enabled = parse_bool(value)
         if enabled is None:
@@ -373,6 +415,8 @@ def _disable(patch: Patch) -> None:
             for redirection in objects.fronts(obj):
                 redirection.adopt(found.functions)
             objects.install(obj, _running()[1], found)
+    except TakenOver:
+        raise
     except BaseException:  # from a signal handler
         if changing() is not None:
             _cancel_transition()
@@ -398,7 +442,7 @@ def force_transition(name: str) -> None:
     round. Raises `LivepatchError(EINVAL)` if the patch is not in transition.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         patch = _find(name)
         transition = transition_of(patch)
         if transition is None:
@@ -419,7 +463,7 @@ def unload_patch(name: str) -> None:
     Raises `LivepatchError` with EAGAIN (it is enabled, in transition or was forced away) or ENOENT.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         patch = loaded_patches.get(name)
         if patch is None:
             raise LivepatchError(errno.ENOENT, f"No patch '{name}' is loaded.")
@@ -441,7 +485,7 @@ def set_redirection(enabled: bool) -> None:
     go off while something is patched.
     """
     with exclusively():
-        modules.sweep()
+        _settle()
         redirect.allow(enabled)
 
 
@@ -521,7 +565,7 @@ def check_patch(patch: Patch) -> list[TaskStatus]:
     """Resolve everything as `enable_patch` does, change nothing, and tell who would stand in the way now."""
     check_author(patch)
     with exclusively():
-        modules.sweep()
+        _settle()
         _check_new(patch)
         state.check_compatible(patch, listed)
         patch.init()

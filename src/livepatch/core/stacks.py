@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, islice, repeat
-from operator import itemgetter
+from itertools import accumulate, chain, islice, repeat, takewhile, tee
+from operator import itemgetter, methodcaller
 from types import CodeType, FrameType
 from typing import Any
 
@@ -123,7 +123,7 @@ _LOOKS = 5
 
 def _seen(look: Look, unless: Look | None) -> Any:
     seen: list[Any] = []
-    steps: Iterator[Any] = accumulate(chain(_once(look), repeat("f_back")), getattr)  # type: ignore[arg-type]
+    steps: Iterator[Any] = accumulate(chain(_once(look), repeat("f_back")), getattr)
     try:
         seen.extend(steps if unless is None else chain(_once(unless), steps))
     except AttributeError:
@@ -133,7 +133,7 @@ def _seen(look: Look, unless: Look | None) -> Any:
     return seen
 
 
-def _once(look: Look) -> Iterator[FrameType | None]:
+def _once(look: Callable[[], Any]) -> Iterator[Any]:
     return islice(iter(look, sys), 1)  # `sys` is what it never gives
 
 
@@ -142,6 +142,21 @@ def thread_stack(ident: int, unless: Look | None = None) -> Stack | None:
     if ident == get_ident():
         return stack(sys._getframe(1)) if unless is None or unless() is None else None
     return stack_of(map(itemgetter(ident), iter(sys._current_frames, None)).__next__, unless)
+
+
+def thread_stacks() -> dict[int, Stack]:
+    """What all threads show, in one look instead of one for each; without those that two looks do not agree on."""
+    first, second = _seen_everywhere(), _seen_everywhere()
+    stacks = {ident: frames for ident, frames in second.items() if frames == first.get(ident)}
+    stacks[get_ident()] = stack(sys._getframe(1))
+    return stacks
+
+
+def _seen_everywhere() -> dict[int, Stack]:
+    idents, tops = tee(chain.from_iterable(map(methodcaller("items"), _once(sys._current_frames))))
+    steps = map(chain, map(itemgetter(slice(1, 2)), tops), repeat(repeat("f_back")))
+    walks = map(takewhile, repeat(bool), map(accumulate, steps, repeat(getattr)))
+    return dict(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
 
 
 def describe(frame: FrameType) -> str:

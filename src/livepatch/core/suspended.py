@@ -38,7 +38,7 @@ from .codes import ASYNC_GENERATOR, COROUTINE, GENERATOR, ITERABLE_COROUTINE
 from .heap import referrers
 from .holders import held_by, held_only_by
 from .model import TaskStatus
-from .stacks import Footprint, Stack, describe, stack_of
+from .stacks import Footprint, Stack, describe, stack_of, thread_stack
 
 FrameOwner = GeneratorType, CoroutineType, AsyncGeneratorType
 
@@ -57,7 +57,32 @@ def frame_of(thing: object) -> FrameType | None:
 def find(codes: list[CodeType]) -> list[object]:
     """All of them that exist and have a frame of one of these codes: one pass over the heap."""
     found = referrers(*codes) if codes else []
-    return [thing for thing in found if isinstance(thing, FrameOwner) and frame_of(thing) is not None]
+    found = [thing for thing in found if isinstance(thing, FrameOwner) and frame_of(thing) is not None]
+    return [thing for thing in found if not _lost(thing)] if forked else found
+
+
+#: This process is a forked child.
+forked = False
+#: A generator may go from one stack to another between two looks, but not between all of these.
+_LOOKS = 3
+
+
+def _lost(thing: object) -> bool:
+    """In a forked child: another thread was running it in the parent. It runs for ever, and on nobody's stack.
+
+    Its own frame must not be followed outwards: the memory of that thread's stack may be gone.
+    """
+    if "greenlet" in sys.modules:  # it may be on the stack of a suspended one
+        return False
+    frame = frame_of(thing)
+    for _ in range(_LOOKS):
+        if not (getattr(thing, "gi_running", False) or getattr(thing, "cr_running", False)):
+            return False
+        for ident in sys._current_frames():
+            shown = thread_stack(ident)
+            if shown is None or frame in shown:
+                return False
+    return True
 
 
 #: Of how many it is looked for what holds them, when somebody asks: it takes several passes over the heap.
@@ -213,6 +238,22 @@ class Suspended:
             if thing is not None:
                 entry.owner, entry.wanders = None, True
                 self._by_owner.setdefault(None, {})[key] = self._wandering[key] = entry
+
+    def owners(self) -> list[Hashable]:
+        """The tasks that own one."""
+        return [owner for owner in list(self._by_owner) if owner is not None]
+
+    def pass_on(self, task: Hashable, heir: Hashable) -> None:
+        """Another task goes on with what this one was doing."""
+        for key, entry in list(self._by_owner.pop(task, {}).items()):
+            entry.owner = heir
+            self._by_owner.setdefault(heir, {})[key] = entry
+
+    def drop_lost(self) -> None:
+        """In a forked child: let go of what other threads were running."""
+        for entry in list(self._by_id.values()):
+            if _lost(entry.live()):
+                self._forget(entry)
 
     def drop(self, task: Hashable) -> None:
         """A task does not exist in this process; what it was in the middle of will never go on."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
+from typing import NamedTuple
 
 from . import log
 from .codes import definitions, is_function
@@ -23,8 +23,7 @@ from .model import BASE_OBJECT, LivepatchError
 from .redirect import is_version, redirections, stand_ins
 
 
-@dataclass(frozen=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A function of a live module. `sympos` counts from 1 among those of the same name; `code` is the original.
 
     `twins` are code objects of the same definition: the module's body has run more than once, and somebody holds

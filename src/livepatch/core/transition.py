@@ -41,23 +41,26 @@ This file knows no symbol, no attribute, no import and no function: it is tested
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
 from . import originals
-from .model import TaskStatus
+from .kinds import IDLE as IDLE
+from .kinds import Everything as Everything
+from .kinds import Kind as Kind
+from .kinds import View as View
 from .pace import unhurried
-from .stacks import Footprint, Stack, describe, stack
-from .suspended import Suspended
+from .stacks import Footprint, Stack, stack
+from .suspended import Suspended, find
 from .switch import promptly
 from .switch import switch_lock as switch_lock
 
 #: What a trampoline hands back when its call ends: where it was counted, and in which task.
 Token = tuple[dict[Hashable, int], Hashable]
 
-IDLE, UNPATCHED, PATCHED = -1, 0, 1
+UNPATCHED, PATCHED = 0, 1
 
 #: Fake signals are due when this many rounds were in vain, and again after as many.
 SIGNALS_TIMEOUT = 15
@@ -93,94 +96,6 @@ class World(set[Hashable]):
 NOBODY = World(IDLE)
 
 
-class Everything:
-    """A container of all there is."""
-
-    def __contains__(self, item: object) -> bool:
-        return True
-
-
-class View:
-    """What the listing of tasks needs to know of a transition; without arguments, none runs."""
-
-    def __init__(
-        self,
-        footprint: Footprint | None = None,
-        state_of: Callable[[Hashable], int] = lambda task: IDLE,
-        pending: Container[Hashable] = (),
-        calls: Container[Hashable] = (),
-        boundary: bool = False,
-    ) -> None:
-        self.footprint = footprint or Footprint()
-        self.state_of = state_of
-        self.pending = pending
-        self.calls = calls
-        self.boundary = boundary
-
-    def blocking(self, task: Hashable, affected: Sequence[FrameType]) -> list[str]:
-        """What keeps a task from moving: these frames of it, outermost last, or that it is not at a boundary."""
-        if task not in self.pending:
-            return []
-        if self.boundary and not affected:
-            return ["(in the middle of its work: it moves at a boundary, such as the end of a request)"]
-        return [describe(frame) for frame in affected]
-
-
-class Kind:
-    """One kind of task. Every method may be called from any thread; those marked so, under the switch lock.
-
-    The first four are what a kind must have; what is said of the others does, where nothing is known.
-    """
-
-    label: str
-
-    def current_or(self, fallback: Callable[[], Hashable]) -> Callable[[], Hashable]:
-        """A function that gives the running task of this kind, or what the fallback says if there is none."""
-        raise NotImplementedError
-
-    def tasks(self) -> Iterable[Hashable]:
-        """All live tasks. Called without the switch lock, when all trampolines are there and nobody may move yet."""
-        raise NotImplementedError
-
-    def inspect(self, transition: Transition) -> None:
-        """One round: move the tasks of this kind that can be moved, now or from a callback."""
-        raise NotImplementedError
-
-    def statuses(self, view: View) -> list[TaskStatus]:
-        """All live tasks, for people."""
-        raise NotImplementedError
-
-    def creator(self, task: Hashable) -> Hashable | None:
-        """The task whose state a newly noticed one takes, if that is known. Called under the switch lock."""
-        return None
-
-    def root(self, task: Hashable) -> FrameType | None:
-        """The outermost frame of a running task, if it is of this kind and does not have the stack for itself."""
-        return None
-
-    def beneath(self, task: Hashable) -> Iterable[Stack]:
-        """Stacks of the running task other than the one it runs on just now. Called under the switch lock."""
-        return ()
-
-    def notice(self, task: Hashable) -> None:
-        """This task, perhaps of another kind, has a state from now on; again when it has to move again. Called under
-        the switch lock, or while all tasks are being listed."""
-
-    def finished(self) -> list[Hashable]:
-        """Those of the noticed tasks that can never run again. Called under the switch lock."""
-        return []
-
-    def start(self, transition: Transition) -> None:
-        """A transition starts to move tasks: hook the creation of tasks. Called under the switch lock, and again at
-        every reversal."""
-
-    def nudge(self, transition: Transition) -> None:
-        """The fake signal: wake the pending tasks, where something can."""
-
-    def stop(self, transition: Transition) -> None:
-        """The transition is over: take the hooks away."""
-
-
 class Transition:
     """One run from UNPATCHED to PATCHED or back, for one patch."""
 
@@ -200,10 +115,9 @@ class Transition:
         self.kinds = kinds
         self.wake = wake
         self.boundary = boundary
-        #: The task that runs in this thread: the first kind that knows one decides.
-        self.current: Callable[[], Hashable] = originals.get_ident
-        for kind in reversed(kinds):
-            self.current = kind.current_or(self.current)
+        #: How many modules there were at the last `find_current`; with another number it is due.
+        self.modules = 0
+        self.find_current()
         self._footprint = footprint
         worlds = World(UNPATCHED), World(PATCHED)
         #: Where everybody is in the beginning, and where everybody is to go; a reversal exchanges them.
@@ -220,6 +134,9 @@ class Transition:
         self.ahead = False  # there is such a frame
         #: Ordinary calls under way in the version to be left, by task; another dict for every direction.
         self.calls: dict[Hashable, int] = {}
+        #: Since when all that have not moved are pending, but for those that came later.
+        self.begun = 0.0
+        self._later: dict[Hashable, float] = {}
         #: When tasks may look again that could not move when they returned from an outermost call.
         self._held: dict[Hashable, float] = {}
         #: The present look of a checker: who was first, by task: a world if the checker was, else False.
@@ -243,6 +160,26 @@ class Transition:
     def pending(self) -> World:
         """The tasks that still have to move: TIF_PATCH_PENDING."""
         return self.initial
+
+    def find_current(self) -> None:
+        """Make `look`, which gives the task that runs in this thread: the first kind that knows one decides.
+
+        Kinds whose library nobody has imported are not asked. One that is imported later makes `sys.modules` longer;
+        should it have become shorter by as much in the same moment, the next round notices.
+        """
+        count = len(sys.modules)
+        look: Callable[[], Hashable] = originals.get_ident
+        for kind in reversed(self.kinds):
+            if kind.library in sys.modules:
+                look = kind.current_or(look)
+        self.look = look
+        self.modules = count  # last: others ask without a lock
+
+    def current(self) -> Hashable:
+        """The task that runs in this thread."""
+        if len(sys.modules) != self.modules:
+            self.find_current()
+        return self.look()
 
     # -- what trampolines ask ------------------------------------------------------------------------
 
@@ -310,6 +247,8 @@ class Transition:
     def _put(self, task: Hashable, world: World) -> None:
         (self.initial if world is self.goal else self.goal).discard(task)
         world.add(task)
+        if world is not self.target:
+            self._later[task] = originals.monotonic()
         self._notice(task)
 
     def _notice(self, task: Hashable) -> None:
@@ -396,6 +335,10 @@ class Transition:
         """The state of a task, for people."""
         return (self._known(task) or self.initial).state
 
+    def since(self, task: Hashable) -> float:
+        """Since when a pending task has been: every round since then has found something in its way."""
+        return self._later.get(task, self.begun)
+
     # -- what the kinds of tasks use, under the switch lock ------------------------------------------
 
     def movable(self, task: Hashable) -> bool:
@@ -455,6 +398,9 @@ class Transition:
                     self.initial.add(task)
                     kind.notice(task)
                     self.labels.add(kind.label)
+        for thing in unhurried(find(self.suspended.codes)):  # so that `_start` meets few that are new
+            with switch_lock:
+                self.suspended.add(thing, None)
         with switch_lock:
             self.listed = True
             self.total = len(self.initial)
@@ -467,7 +413,8 @@ class Transition:
         self._look = {}
         self._mark()
         kept = self.suspended.start(self.footprint)
-        self.calls, self._held = {}, {}
+        self.calls, self._held, self._later = {}, {}, {}
+        self.begun = originals.monotonic()
         self.target = self.goal
         self.rounds = 0
         self._renew_fast()
@@ -507,14 +454,25 @@ class Transition:
             self._renew_fast()
         del kept
 
-    def keep_only_current(self) -> None:
-        """After a fork, under the switch lock: no other task exists in this process, and none ever ends."""
-        alive = {self.current(), originals.get_ident()}
-        for task in (self.initial | self.goal) - alive:
+    def keep_only(self, forker: Hashable) -> None:
+        """In a forked child, under the switch lock: no task exists in this process but those that the kinds know to be
+        left. If `forker`, the one that has forked, is none of them, then its thread goes on with what it was doing, and
+        shows it on its stack.
+        """
+        known = {*self.initial, *self.goal, *self.calls, *self.suspended.owners(), forker}
+        alive = {task for kind in self.kinds for task in kind.after_fork(known)}
+        if forker not in alive and forker is not None:
+            heir = originals.get_ident()
+            self._put(heir, self._state_of(forker))
+            self.suspended.pass_on(forker, heir)
+        for task in known - alive:
             self.initial.discard(task)
             self.goal.discard(task)
+            self._held.pop(task, None)
+            self._later.pop(task, None)
             self.calls.pop(task, None)
             self.suspended.drop(task)
+        self.suspended.drop_lost()
 
     def force(self) -> None:
         """Move everybody who is left, wherever it is: the promise is broken from here on."""
@@ -529,6 +487,7 @@ class Transition:
 
     def try_complete(self) -> bool:
         """One round. True when every task has moved; whoever asks from now on gets the target's version."""
+        self.find_current()
         kept: list[object] = []
         if not self.listed:
             self.start()  # an exception has cut it off
@@ -559,6 +518,7 @@ class Transition:
         self.goal.discard(task)
         self.calls.pop(task, None)
         self._held.pop(task, None)
+        self._later.pop(task, None)
         self.suspended.disown(task)
         if task in self.initial:
             self.initial.discard(task)
@@ -586,6 +546,7 @@ class Transition:
         # These know code objects, trampolines too, which know this transition: the collector cannot see such a cycle.
         self.suspended = Suspended()
         self.footprint = Footprint()
+        self._later.clear()
         for world in (self.initial, self.goal):
             for _ in unhurried(world.emptied()):
                 pass

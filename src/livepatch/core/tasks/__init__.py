@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from types import CodeType
 
+from .. import blockers as words
 from ..model import TaskStatus
 from ..stacks import Footprint
 from ..suspended import find, statuses_of
@@ -29,13 +30,17 @@ def statuses(transition: Transition | None) -> list[TaskStatus]:
         return [status for kind in kinds for status in kind.statuses(View())]
     with switch_lock:
         view = View(
-            transition.footprint, transition.state_of, transition.pending, transition.calls, transition.boundary
+            transition.footprint,
+            transition.state_of,
+            transition.pending,
+            transition.calls,
+            transition.boundary,
+            transition.since,
         )
         suspended = transition.suspended.live()
     found = [status for kind in kinds for status in kind.statuses(view)]
     shown = {frame for status in found for frame in status.blocking}
-    hidden = statuses_of(suspended, transition.initial.state)
-    return found + [status for status in hidden if status.blocking[0] not in shown]
+    return found + _hidden(suspended, transition.initial.state, shown, transition.begun)
 
 
 def blockers(footprint: Footprint, codes: list[CodeType]) -> list[TaskStatus]:
@@ -43,5 +48,10 @@ def blockers(footprint: Footprint, codes: list[CodeType]) -> list[TaskStatus]:
     view = View(footprint, lambda task: IDLE, Everything())
     found = [status for kind in kinds for status in kind.statuses(view)]
     shown = {frame for status in found for frame in status.stack}
-    suspended = statuses_of(find(codes), IDLE)
-    return [status for status in found if status.blocking] + [s for s in suspended if s.blocking[0] not in shown]
+    return [status for status in found if status.blocking] + _hidden(find(codes), IDLE, shown)
+
+
+def _hidden(suspended: list[object], state: int, shown: set[str], since: float | None = None) -> list[TaskStatus]:
+    """What is suspended in frames that no task has shown."""
+    found = zip(statuses_of(suspended, state), suspended, strict=True)
+    return [words.suspended(status, thing, since) for status, thing in found if status.blocking[0] not in shown]

@@ -21,21 +21,24 @@ asyncio is imported by nobody here: a process that does not use it does not pay 
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
-from .. import cpython, originals
+from .. import blockers, cpython, originals
 from ..model import TaskStatus
 from ..pace import SLICE
-from ..stacks import describe, stack
+from ..stacks import stack
 from ..suspended import frame_of, stack_of_coroutine
 from ..transition import Kind, Transition, View, switch_lock
 from .boundaries import between_works, is_work
 
 #: So many tasks are looked at between two looks at the clock.
 _CHUNK = 64
+#: What is on the stack of a thread that runs a loop, if that is written in Python.
+_RUNNING = ("run_forever", "run_until_complete")
 
 
 def _asyncio() -> Any:
@@ -71,9 +74,12 @@ class _Loop:
 class Loops(Kind):
     """The kind of asyncio tasks."""
 
-    label = "asyncio"
+    label = library = "asyncio"
 
     def __init__(self) -> None:
+        self._forked = False  # this process is a child
+        self._forker: Any = None  # the loop that runs in a thread which is about to fork
+        self._left: list[Any] = []  # loops that ran when this process was forked
         self._loops: dict[int, _Loop] = {}
         self._transition: Transition | None = None
         self._factories: dict[int, tuple[Any, Any, Any]] = {}  # loop, its factory, ours
@@ -102,7 +108,8 @@ class Loops(Kind):
 
     def tasks(self) -> Iterable[Any]:
         asyncio = _asyncio()
-        return cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        return (task for task in found if not self._has_ended(task.get_loop())) if self._forked else found
 
     def _is_task(self, task: object) -> bool:
         return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
@@ -121,6 +128,31 @@ class Loops(Kind):
             if here is None:
                 here = self._loops[id(loop)] = _Loop(loop)
             here.add(task)
+
+    def before_fork(self) -> None:
+        asyncio = _asyncio()
+        self._forker = asyncio._get_running_loop() if asyncio is not None else None
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        """No loop that ran goes on running in a child; asyncio sees to that."""
+        self._forked = True
+        self._left += [self._forker] if self._forker is not None else []
+        self._left += [here.loop for here in self._loops.values() if here.loop.is_running()]
+        for key, here in list(self._loops.items()):
+            here.scheduled = False
+            if self._has_ended(here.loop):
+                del self._loops[key]
+        return [task for task in tasks if self._is_task(task) and not self._has_ended(task.get_loop())]  # type: ignore[attr-defined]
+
+    def _has_ended(self, loop: Any) -> bool:
+        """It was running when this process was forked, or its parent was."""
+        if any(loop is left for left in self._left):
+            return True
+        thread = getattr(loop, "_thread_id", None)  # other loops do not tell
+        if thread is None:
+            return False
+        frame = sys._current_frames().get(thread)  # an ident may be used again
+        return not any(f.f_code.co_name in _RUNNING for f in stack(frame))
 
     def inspect(self, transition: Transition) -> None:
         asyncio = _asyncio()
@@ -247,19 +279,24 @@ class Loops(Kind):
     def statuses(self, view: View) -> list[TaskStatus]:
         found = []
         for task in self.tasks():
-            frames = stack_of_coroutine(task.get_coro())
-            affected = [f for f in frames if id(f.f_code) in view.footprint.forbidden]
-            found.append(
-                TaskStatus(
-                    kind=self.label,
-                    name=task.get_name(),
-                    ident=hex(id(task)),
-                    patch_state=view.state_of(task),
-                    blocking=view.blocking(task, affected),
-                    stack=[describe(frame) for frame in frames],
-                )
+            coroutine, origin = task.get_coro(), _origin(task)
+            frames = stack_of_coroutine(coroutine)
+            asleep = bool(frames) and frames[-1].f_back is None
+            sketch = blockers.Sketch(
+                self.label, task.get_name(), hex(id(task)), frames, origin=origin, asleep=asleep, coroutine=coroutine
             )
+            found.append(blockers.status(view, task, sketch))
         return found
+
+
+def _origin(task: Any) -> str:
+    """The function of its coroutine, and the thread that runs its loop, as far as loops say (uvloop's do not)."""
+    coroutine, loop = task.get_coro(), task.get_loop()
+    made = blockers.defined(getattr(coroutine, "cr_code", None) or getattr(coroutine, "gi_code", None) or coroutine)
+    if not loop.is_running():
+        return f"{made}, loop is not running"
+    thread = threading._active.get(getattr(loop, "_thread_id", None))  # type: ignore[attr-defined]
+    return f"{made}, loop of {thread.name}" if thread is not None else made
 
 
 KIND = Loops()

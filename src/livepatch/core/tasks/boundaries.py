@@ -123,7 +123,7 @@ def between_works(frames: Sequence[FrameType]) -> bool:
             return worker and not application
         if role == _WORKER or above in role:
             worker, application = True, False
-        elif not _is_library(code.co_filename):
+        elif not is_library(code.co_filename):
             application = True
             if not worker:
                 return False
@@ -173,7 +173,7 @@ def _is_call(code: CodeType) -> bool:
 
 
 @functools.cache
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
     """Whether this is code of the standard library, of an installed package, or a command that one brought along."""
     return file.startswith(("<frozen ", "<livepatch>")) or os.path.realpath(file).startswith(_libraries())
 

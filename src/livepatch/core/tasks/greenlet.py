@@ -24,10 +24,10 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from .. import originals
+from .. import blockers, originals
 from ..heap import instances
 from ..model import TaskStatus
-from ..stacks import Look, Stack, describe, stack, stack_of, thread_stack
+from ..stacks import Look, Stack, stack, stack_of, thread_stack
 from ..suspended import greenlets_in
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
 from . import asyncio, boundaries, trio
@@ -52,7 +52,7 @@ def _suspended(greenlet: Any) -> Look:
 class Greenlets(Kind):
     """The kind of greenlets that are not part of another task."""
 
-    label = "greenlet"
+    label = library = "greenlet"
 
     def __init__(self) -> None:
         self._noticed: set[Any] = set()
@@ -124,6 +124,13 @@ class Greenlets(Kind):
         library = _library()
         if library is not None and isinstance(task, library.greenlet):
             self._noticed.add(task)
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        library = _library()
+        if library is None:
+            return []
+        main = _main_of(library.getcurrent())
+        return [task for task in tasks if isinstance(task, library.greenlet) and _main_of(task) is main]
 
     def creator(self, task: Hashable) -> Hashable | None:
         library = _library()
@@ -220,9 +227,12 @@ class Greenlets(Kind):
         stacks = [thread_stack(ident, _suspended(greenlet)) for ident in threads]
         return None if None in stacks else stacks  # type: ignore[return-value]
 
-    def stacks_of_thread(self, ident: int) -> list[Stack] | None:
-        """All stacks that may be this thread's own, as a task; None if that cannot be said now."""
-        shown = thread_stack(ident)
+    def stacks_of_thread(self, ident: int, shown: Stack | None) -> list[Stack] | None:
+        """All stacks that may be this thread's own, as a task; None if that cannot be said now.
+
+        `shown` is what it has just shown, if somebody has looked.
+        """
+        shown = thread_stack(ident) if shown is None else shown
         if shown is None or not shown or _library() is None or shown[-1] is self._roots.get(ident):
             return None if shown is None else [shown]
         if ident in self._mains:
@@ -250,34 +260,26 @@ class Greenlets(Kind):
         return stacks
 
     def statuses(self, view: View) -> list[TaskStatus]:
-        found = []
         with switch_lock:
             greenlets = self._survey()
             owners = self._owners() if greenlets else {}
             greenlets = [greenlet for greenlet in greenlets if id(greenlet) not in owners]
             kept = [self._stacks(greenlet) for greenlet in greenlets]
-            for greenlet, stacks in zip(greenlets, kept, strict=True):
-                own = stacks[0] if stacks is not None and len(stacks) == 1 else []
-                blocking = []
-                if greenlet in view.pending:
-                    affected = [frame for each in stacks or [] if (frame := view.footprint.affected(each)) is not None]
-                    blocking = view.blocking(greenlet, affected)
-                    if stacks is None:
-                        blocking = ["(its stack is unreliable: it switches all the time)"]
-                found.append(
-                    TaskStatus(
-                        kind=self.label,
-                        name=str(getattr(greenlet, "name", "") or type(greenlet).__name__),
-                        ident=hex(id(greenlet)),
-                        patch_state=view.state_of(greenlet),
-                        blocking=blocking,
-                        stack=[describe(frame) for frame in own],
-                    )
-                )
             if self._transition is None:
                 self._forget()
-        del greenlets, kept
-        return found
+        return [
+            blockers.status(view, greenlet, _sketch(greenlet, stacks))
+            for greenlet, stacks in zip(greenlets, kept, strict=True)
+        ]
+
+
+def _sketch(greenlet: Any, stacks: list[Stack] | None) -> blockers.Sketch:
+    """What `blockers.py` is told of one."""
+    own = stacks[0] if stacks is not None and len(stacks) == 1 else []
+    origin = blockers.defined(own[-1].f_code) if own else ""
+    name, asleep = str(getattr(greenlet, "name", "") or type(greenlet).__name__), greenlet.gr_frame is not None
+    track = blockers.Track(greenlet, lambda source: stack_of(_suspended(source)))
+    return blockers.Sketch("greenlet", name, hex(id(greenlet)), own, stacks, origin, asleep, track=track)
 
 
 KIND = Greenlets()

@@ -18,12 +18,11 @@ import _thread
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable
-from types import FrameType
 from typing import Any
 
-from .. import cpython, originals
+from .. import blockers, cpython, originals
 from ..model import TaskStatus
-from ..stacks import Stack, describe
+from ..stacks import Stack, thread_stack, thread_stacks
 from ..transition import Kind, Transition, View, exempt_threads, switch_lock
 from . import boundaries, greenlet
 
@@ -51,6 +50,11 @@ class Threads(Kind):
         if isinstance(task, int):
             self._idents.add(task)
 
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        me = originals.get_ident()
+        self._idents &= {me}
+        return [me]
+
     def finished(self) -> list[Hashable]:
         # One that was just started is not there either, before its first line: it keeps the state of its creator. If
         # that has not moved, nothing is lost, since who is unknown begins there.
@@ -64,10 +68,11 @@ class Threads(Kind):
         kept: list[list[Stack]] = []  # frames, and with them what dies with a frame, must not die under the lock
         me = originals.get_ident()
         with transition.looking():
+            shown = thread_stacks()
             for ident in sys._current_frames():
                 if ident not in transition.pending:
                     continue
-                stacks = greenlet.KIND.stacks_of_thread(ident)
+                stacks = greenlet.KIND.stacks_of_thread(ident, shown.get(ident))
                 if stacks is None:
                     continue  # unreliable: perhaps in the next round
                 kept.append(stacks)
@@ -80,7 +85,11 @@ class Threads(Kind):
                     transition.suspended.claim_stack(stacks[0], ident)
                 if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
-        kept, stacks = [], None  # our own frame is in there, too: else all would live until the collector comes
+        kept, shown, stacks = (
+            [],
+            {},
+            None,
+        )  # our own frame is among them: a cycle
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
@@ -119,38 +128,55 @@ class Threads(Kind):
 
     def statuses(self, view: View) -> list[TaskStatus]:
         known = {thread.ident: thread for thread in threading.enumerate()}
-        found = []
-        kept = []  # see inspect
         with switch_lock:
-            for ident in sys._current_frames():
-                if ident in exempt_threads:
-                    continue
-                stacks = greenlet.KIND.stacks_of_thread(ident)
-                kept.append(stacks)
-                frames = stacks[0] if stacks else []
-                blocking = []
-                affected: list[FrameType] = []
-                frame: FrameType | None
-                if ident in view.pending:
-                    affected = [frame for each in stacks or [] if (frame := view.footprint.affected(each)) is not None]
-                    blocking = view.blocking(ident, affected)
-                    if stacks is None:
-                        blocking = ["(its stack is unreliable: it switches greenlets all the time)"]
-                if ident in view.calls and not blocking:
-                    blocking = ["a patched function, on a stack that is not this thread's own just now"]
-                thread = known.get(ident)
-                found.append(
-                    TaskStatus(
-                        kind=self.label,
-                        name=thread.name if thread is not None else "(not started by threading)",
-                        ident=str((thread and thread.native_id) or ident),
-                        patch_state=view.state_of(ident),
-                        blocking=blocking,
-                        stack=[describe(frame) for frame in frames],
-                    )
-                )
-        kept, stacks, frames, affected, frame = [], None, [], [], None  # see inspect, again
+            idents = [ident for ident in sys._current_frames() if ident not in exempt_threads]
+            shown = thread_stacks()
+            kept = [greenlet.KIND.stacks_of_thread(ident, shown.get(ident)) for ident in idents]  # see inspect
+        found = [
+            blockers.status(view, ident, _sketch(ident, known.get(ident), stacks))
+            for ident, stacks in zip(idents, kept, strict=True)
+        ]
+        kept, shown = [], {}  # there, too
         return found
+
+
+def _sketch(ident: int, thread: threading.Thread | None, stacks: list[Stack] | None) -> blockers.Sketch:
+    """What `blockers.py` is told of a thread. One that a dummy stands for may have ended long ago."""
+    frames = stacks[0] if stacks else []
+    if thread is None or isinstance(thread, threading._DummyThread):
+        name = thread.name if thread is not None else "(not started by threading)"
+        native = (thread and thread.native_id) or ident
+        origin = "foreign thread (_thread or C code)" + (f", {blockers.defined(frames[-1].f_code)}" if frames else "")
+        return blockers.Sketch("thread", name, str(native), frames, stacks, origin)
+    native, track = thread.native_id or ident, blockers.Track(thread, _look, _switches)
+    return blockers.Sketch("thread", thread.name, str(native), frames, stacks, _origin(thread), track=track)
+
+
+def _origin(thread: threading.Thread) -> str:
+    if thread is threading.main_thread():
+        return "main thread"
+    run, target = type(thread).run, thread.__dict__.get("_target")
+    if isinstance(thread, threading.Timer):
+        target = thread.function
+    elif run is not threading.Thread.run:
+        return blockers.defined(run)
+    pool = sys.modules.get("concurrent.futures.thread")
+    if pool is not None and target is pool._worker:
+        return "worker of ThreadPoolExecutor"
+    return blockers.defined(target) if target is not None else ""
+
+
+def _look(thread: threading.Thread) -> Stack | None:
+    return thread_stack(thread.ident or 0) if threading.Thread.is_alive(thread) else []
+
+
+def _switches(thread: threading.Thread) -> str | None:
+    """How often the system has switched to a thread, or away from it: as long as it waits, that stays the same."""
+    try:
+        with open(f"/proc/self/task/{thread.native_id}/status", encoding="ascii", errors="replace") as lines:
+            return "".join(line for line in lines if "ctxt_switches" in line) or None
+    except OSError:
+        return None
 
 
 KIND = Threads()

@@ -9,14 +9,14 @@ A task born during the transition takes the state of whoever spawned it. trio is
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any
 
-from .. import originals
+from .. import blockers, originals
 from ..heap import referrers
 from ..model import TaskStatus
-from ..stacks import describe, stack
+from ..stacks import stack
 from ..suspended import frame_of, stack_of_coroutine
 from ..transition import Kind, Transition, View, switch_lock
 from .boundaries import between_works, is_work
@@ -34,11 +34,13 @@ def _trio() -> Any:
 class Runs(Kind):
     """The kind of trio's tasks; a run is what is an event loop elsewhere."""
 
-    label = "trio"
+    label = library = "trio"
 
     def __init__(self) -> None:
         self._transition: Transition | None = None
         self._noticed: set[Any] = set()
+        self._ended: list[Any] = []  # runs that do not go on in this process
+        self._left: Any = None  # the task that was running when its thread forked this process
         self._scheduled: set[int] = set()  # runs with a callback under way
         self._spawn: tuple[Any, Any] | None = None  # the class of runs, and how that makes a task
 
@@ -54,7 +56,7 @@ class Runs(Kind):
                     return fallback()
                 context = trio.GLOBAL_RUN_CONTEXT
             task: Hashable = getattr(context, "task", None)
-            return fallback() if task is None else task
+            return fallback() if task is None or task is self._left else task
 
         return look
 
@@ -67,7 +69,13 @@ class Runs(Kind):
         if trio is None:
             return []
         runs = [run for run in referrers(trio.Runner) if isinstance(run, trio.Runner)]
-        return [task for run in runs for task in list(run.tasks) if frame_of(task.coro) is not None]
+        return [
+            task
+            for run in runs
+            if run not in self._ended
+            for task in list(run.tasks)
+            if frame_of(task.coro) is not None
+        ]
 
     def notice(self, task: Hashable) -> None:
         if self._is_task(task):
@@ -75,6 +83,15 @@ class Runs(Kind):
 
     def root(self, task: Hashable) -> FrameType | None:
         return frame_of(task.coro) if self._is_task(task) else None  # type: ignore[attr-defined]
+
+    def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
+        self._scheduled, self._noticed = set(), set()
+        trio = _trio()
+        # trio goes on to say that this task runs; but its run will hardly go on, and check it.
+        self._left = getattr(trio.GLOBAL_RUN_CONTEXT, "task", None) if trio is not None else None
+        if self._left is not None:
+            self._ended.append(trio.GLOBAL_RUN_CONTEXT.runner)
+        return []
 
     def creator(self, task: Hashable) -> Hashable | None:
         nursery = task.parent_nursery if self._is_task(task) else None  # type: ignore[attr-defined]
@@ -164,17 +181,12 @@ class Runs(Kind):
         found = []
         for task in self.tasks():
             frames = stack_of_coroutine(task.coro)
-            affected = [frame for frame in frames if id(frame.f_code) in view.footprint.forbidden]
-            found.append(
-                TaskStatus(
-                    kind=self.label,
-                    name=task.name,
-                    ident=hex(id(task)),
-                    patch_state=view.state_of(task),
-                    blocking=view.blocking(task, affected),
-                    stack=[describe(frame) for frame in frames],
-                )
+            asleep = bool(frames) and frames[-1].f_back is None
+            origin = blockers.defined(getattr(task.coro, "cr_code", task.coro))
+            sketch = blockers.Sketch(
+                self.label, task.name, hex(id(task)), frames, origin=origin, asleep=asleep, coroutine=task.coro
             )
+            found.append(blockers.status(view, task, sketch))
         return found
 
 
