@@ -4,6 +4,7 @@ Each test says which naive implementation it is for. Wherever such code can run,
 or wait for a lock whose owner calls a patched function.
 """
 
+import _thread
 import contextlib
 import gc
 import linecache
@@ -168,7 +169,7 @@ def test_the_transition_does_not_complete_when_somebody_came_in_meanwhile(target
         done.set()
 
     def foreign():
-        threading._start_new_thread(strange, ())
+        _thread.start_new_thread(strange, ())
         inside.arrived()
 
     place = ("suspended.py", "any_live", "return")
