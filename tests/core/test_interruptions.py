@@ -4,6 +4,7 @@ Each test says which naive implementation it is for. Wherever such code can run,
 or wait for a lock whose owner calls a patched function.
 """
 
+import _thread
 import contextlib
 import gc
 import linecache
@@ -168,7 +169,7 @@ def test_the_transition_does_not_complete_when_somebody_came_in_meanwhile(target
         done.set()
 
     def foreign():
-        threading._start_new_thread(strange, ())
+        _thread.start_new_thread(strange, ())
         inside.arrived()
 
     place = ("suspended.py", "any_live", "return")
@@ -567,31 +568,3 @@ def test_log_handlers_call_patched_functions_while_livepatch_logs(target, patch,
             logger.setLevel(level)
     assert handler.met == {OLD, NEWS}
     assert not any(handler.held), "no record is written under the switch lock"
-
-
-def test_a_round_and_a_listing_prolong_no_life(module, held):
-    """Who looks at all stacks looks at its own, too, and what it has found is in there: a cycle, with all that others
-    had in their frames. It must not wait for the collector, which may be off for good."""
-    text = """
-        class Thing: pass
-        def stay(gate):
-            thing = Thing()
-            here.append(weakref.ref(thing))
-            gate()
-        here = []
-        import weakref
-    """
-    target = module(text)
-    gc.disable()
-    try:
-        held.begin(target.stay)
-        lp.tasks()
-        lp.enable_patch(kit.built("p", target, text.replace("gate()", "gate(); pass"), "stay"))
-        tick()
-        lp.tasks()
-        held.release()
-        assert target.here[0]() is None
-    finally:
-        gc.enable()
-    finish()
-    kit.take_out("p")

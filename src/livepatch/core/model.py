@@ -335,8 +335,8 @@ class TaskStatus(NamedTuple):
     "function (file:line)".
 
     `origin` says where the task came from: the function that it was made to run, "main thread", "worker of
-    ThreadPoolExecutor". Of one that is in the way, `seconds` is for how long it is known to have been, and `hint` says
-    what would let it go; of any other, None and nothing.
+    ThreadPoolExecutor"; of a suspended frame, what holds it. Of one that is in the way, `seconds` is for how long it is
+    known to have been, and `hint` says what would let it go; of any other, None and nothing.
     """
 
     kind: str

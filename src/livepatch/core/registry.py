@@ -314,11 +314,20 @@ def _complete_transition() -> None:
         replace.discard_nops(patch)
     transition.stop()
     caches.clear(function for redirection in touched for function in redirection.functions())
+    _conclude()
+
+
+def _conclude() -> None:
+    """All functions have what they are to have: call the callbacks, and let go of what is gone."""
+    global _completion
+    assert _completion is not None
+    patch, transition = _running()
+    goal = transition.goal.state
     while _completion.callbacks:
         obj = _completion.callbacks.pop(0)
         (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(obj)
     log.notice(f"'{patch.name}': {_name(goal)} complete")
-    for gone in replaced if goal == PATCHED else [patch]:
+    for gone in _completion.replaced if goal == PATCHED else [patch]:
         if gone in listed:
             listed.remove(gone)
     modules.await_modules()
@@ -401,6 +410,8 @@ def _disable(patch: Patch) -> None:
             callbacks.pre_unpatch(obj)
         for obj in patched:
             objects.install(obj, _running()[1], found)
+    except TakenOver:
+        raise
     except BaseException:  # from a signal handler
         if changing() is not None:
             _cancel_transition()

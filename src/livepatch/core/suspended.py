@@ -126,8 +126,9 @@ class Entry:
 
 
 class GreenletEntry(Entry):
-    """A greenlet, which has a whole stack. One that runs in another thread does not show whether it holds anything; of the
-    running one the stack is looked at by whoever asks."""
+    """A greenlet, which has a whole stack. One that runs in another thread does not show whether it holds anything; the
+    stack of the running one is looked at by whoever asks.
+    """
 
     __slots__ = ()
 

@@ -86,7 +86,11 @@ class Threads(Kind):
                     transition.suspended.claim_stack(stacks[0], ident)
                 if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
-        kept, stacks = [], None  # our own frame is in there, too: else all would live until the collector comes
+        kept, shown, stacks = (
+            [],
+            {},
+            None,
+        )  # our own frame is among them: a cycle
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
@@ -129,10 +133,12 @@ class Threads(Kind):
             idents = [ident for ident in sys._current_frames() if ident not in exempt_threads]
             shown = thread_stacks()
             kept = [greenlet.KIND.stacks_of_thread(ident, shown.get(ident)) for ident in idents]  # see inspect
-        return [
+        found = [
             blockers.status(view, ident, _sketch(ident, known.get(ident), stacks))
             for ident, stacks in zip(idents, kept, strict=True)
         ]
+        kept, shown = [], {}  # there, too
+        return found
 
 
 def _sketch(ident: int, thread: threading.Thread | None, stacks: list[Stack] | None) -> blockers.Sketch:
