@@ -85,7 +85,11 @@ class Threads(Kind):
                     transition.suspended.claim_stack(stacks[0], ident)
                 if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
-        kept, stacks = [], None  # our own frame is in there, too: else all would live until the collector comes
+        kept, stacks, shown = (
+            [],
+            None,
+            {},
+        )  # our own frame is in there, too: else all would live until the collector comes
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
@@ -128,10 +132,12 @@ class Threads(Kind):
             idents = [ident for ident in sys._current_frames() if ident not in exempt_threads]
             shown = thread_stacks()
             kept = [greenlet.KIND.stacks_of_thread(ident, shown.get(ident)) for ident in idents]  # see inspect
-        return [
+        found = [
             blockers.status(view, ident, _sketch(ident, known.get(ident), stacks))
             for ident, stacks in zip(idents, kept, strict=True)
         ]
+        del shown, kept
+        return found
 
 
 def _sketch(ident: int, thread: threading.Thread | None, stacks: list[Stack] | None) -> blockers.Sketch:
