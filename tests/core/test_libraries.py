@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from livepatch.core.tasks.boundaries import _is_library
+from livepatch.core.tasks.boundaries import is_library
 
 STDLIB = Path(threading.__file__).parent
 
 
 @pytest.mark.parametrize("folder", [STDLIB, STDLIB / ".." / STDLIB.name, *map(Path, site.getsitepackages())])
 def test_what_is_installed(folder):
-    assert _is_library(f"{folder}/threading.py")
+    assert is_library(f"{folder}/threading.py")
 
 
 def test_by_whatever_path_it_was_found(tmp_path):
     """A virtual environment may be on PATH as a relative folder or a link; the code remembers that name."""
     (tmp_path / "link").symlink_to(STDLIB)
-    assert _is_library(f"{tmp_path}/link/threading.py")
+    assert is_library(f"{tmp_path}/link/threading.py")
 
 
 def test_what_is_not(tmp_path):
     for file in (f"{tmp_path}/app.py", f"{STDLIB}x/app.py", "<string>", "<stdin>"):
-        assert not _is_library(file)
+        assert not is_library(file)

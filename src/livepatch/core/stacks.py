@@ -156,7 +156,12 @@ def _seen_everywhere() -> dict[int, Stack]:
     idents, tops = tee(chain.from_iterable(map(methodcaller("items"), _once(sys._current_frames))))
     steps = map(chain, map(itemgetter(slice(1, 2)), tops), repeat(repeat("f_back")))
     walks = map(takewhile, repeat(bool), map(accumulate, steps, repeat(getattr)))
-    return dict(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
+    found = dict(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
+    # Our own frame is in there. It may not keep itself, or only a collection frees what all threads have in theirs;
+    # `tee` has what it gave, too.
+    found.pop(get_ident(), None)
+    del idents, tops, steps, walks
+    return found
 
 
 def describe(frame: FrameType) -> str:

@@ -86,11 +86,8 @@ class Threads(Kind):
                     transition.suspended.claim_stack(stacks[0], ident)
                 if transition.movable(ident) and not any(map(transition.footprint.affected, stacks)):
                     transition.switch(ident, "stack check")
-        kept, shown, stacks = (
-            [],
-            {},
-            None,
-        )  # our own frame is among them: a cycle
+        # Our own frame is in there, too: else all of them would live until the collector comes.
+        kept, shown, stacks = [], {}, None
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
