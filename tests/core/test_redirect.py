@@ -1,6 +1,5 @@
 """Redirection of every kind of function: in the middle of a transition, after it, and after the way back."""
 
-import _thread
 import errno
 import functools
 import gc
@@ -14,6 +13,7 @@ from tests.core.shapes import SHAPES, source
 
 import livepatch as lp
 from livepatch.core import caches, cpython, redirect
+from livepatch.core.originals import start_new_thread
 from livepatch.core.symbols import Tables
 from livepatch.testing import finish, tick
 
@@ -212,7 +212,7 @@ def test_a_cache_that_was_made_meanwhile_is_emptied_too(module, worker, others):
     stayed = worker().begin(lambda: None)
     made = functools.lru_cache(target.f)
     results = []
-    _thread.start_new_thread(lambda: results.append(made()), ())  # nobody knows this one: it starts in the old world
+    start_new_thread(lambda: results.append(made()), ())  # nobody knows this one: it starts in the old world
     kit.until(lambda: results == ["old"])
     if others == "die":
         before.clear()
@@ -270,7 +270,7 @@ def test_a_result_of_the_old_version_does_not_reach_the_cache_after_completion(m
     inside = held.begin(target.f, 0)
     gates[0].arrived()
     lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "f"))
-    _thread.start_new_thread(call, ())  # nobody knows this one: it starts in the old world
+    start_new_thread(call, ())  # nobody knows this one: it starts in the old world
     gates[1].arrived()
     gates[0].open()
     inside.result(kit.PATIENCE)

@@ -1,6 +1,5 @@
 """Threads: born at every time, busy, interrupted by signals and finalizers, in pools, switched below Python."""
 
-import _thread
 import concurrent.futures
 import gc
 import signal
@@ -11,7 +10,7 @@ import pytest
 from tests.core import kit
 
 import livepatch as lp
-from livepatch.core import cpython, registry, stacks, transition
+from livepatch.core import cpython, originals, registry, stacks, transition
 from livepatch.core.tasks import exempt_thread, threads
 from livepatch.core.transition import exempt_threads
 from livepatch.testing import finish, tick
@@ -101,7 +100,7 @@ def test_a_thread_that_nobody_knows_starts_in_the_old_world_and_moves_at_its_fir
         done.set()
 
     before = moved()["exit"]
-    _thread.start_new_thread(strange, ())
+    originals.start_new_thread(strange, ())
     assert done.wait(kit.PATIENCE)
     assert met == [OLD, NEWS]
     assert moved()["exit"] == before + 1
@@ -314,7 +313,7 @@ def test_a_signal_handler_between_choosing_and_calling_is_of_the_same_world(targ
 
     done = threading.Event()
     lp.enable_patch(patch)
-    _thread.start_new_thread(strange, ())
+    originals.start_new_thread(strange, ())
     assert done.wait(kit.PATIENCE)
     assert met == [OLD]
     assert inside == [OLD, OLD]
@@ -381,7 +380,7 @@ def test_an_exception_out_of_a_signal_handler_leaves_nothing_counted(target, pat
     raised, done, over = [], threading.Event(), threading.Event()
     held.begin(target.stay)
     lp.enable_patch(patch)
-    _thread.start_new_thread(strange, ())
+    originals.start_new_thread(strange, ())
     assert done.wait(kit.PATIENCE)
     assert raised == [True]
     held.release()
@@ -411,7 +410,7 @@ def test_running_out_of_stack_in_a_trampoline_leaves_nothing_counted(module, hel
     raised, done, over = [], threading.Event(), threading.Event()
     held.begin(target.stay)
     lp.enable_patch(kit.built("p", target, text.replace("n + 1", "n + 2"), "f", "stay"))
-    _thread.start_new_thread(strange, ())
+    originals.start_new_thread(strange, ())
     assert done.wait(kit.PATIENCE)
     assert raised == [True] * 3
     held.release()
@@ -481,7 +480,7 @@ def test_a_greenlet_that_is_switched_out_of_an_old_call_holds_its_thread(module,
 
     held.begin(target.stay)
     lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "f", "g", "stay"))
-    _thread.start_new_thread(strange, ())
+    originals.start_new_thread(strange, ())
     assert ready.wait(kit.PATIENCE)
     held.release()
     for _ in range(3):
