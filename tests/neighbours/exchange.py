@@ -6,12 +6,15 @@ wrapper is of the first kind, with the parameters of the function.
 
 import functools
 import inspect
+import sys
 from types import FunctionType
 
+_finders = list(sys.meta_path)
 try:
     from ddtrace.internal import wrapping
 except ImportError:
     wrapping = None
+sys.meta_path[:] = _finders  # ddtrace is here to wrap, not to watch the imports of all other tests
 
 _BODY = {
     "def": "return hook(inner, args, kwargs)",
