@@ -9,12 +9,10 @@ import inspect
 import sys
 from types import FunctionType
 
-_finders = list(sys.meta_path)
 try:
     from ddtrace.internal import wrapping
 except ImportError:
     wrapping = None
-sys.meta_path[:] = _finders  # ddtrace is here to wrap, not to watch the imports of all other tests
 
 _BODY = {
     "def": "return hook(inner, args, kwargs)",
@@ -59,11 +57,13 @@ def _unwrap(function, inner):
 
 
 def dd_wrap(function, hook):
-    """The same by ddtrace."""
+    """The same by ddtrace, which is here to wrap, and not to watch the imports of all other tests from then on."""
     wrapping.wrap(function, hook)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("ddtrace")]
     return lambda: wrapping.unwrap(function, hook)
 
 
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("ddtrace")]
 WRAPPERS = {"wrap": wrap} | ({"ddtrace": dd_wrap} if wrapping is not None else {})
 
 
