@@ -6,6 +6,7 @@ wrapper is of the first kind, with the parameters of the function.
 
 import functools
 import inspect
+import sys
 from types import FunctionType
 
 try:
@@ -56,11 +57,13 @@ def _unwrap(function, inner):
 
 
 def dd_wrap(function, hook):
-    """The same by ddtrace."""
+    """The same by ddtrace, which is here to wrap, and not to watch the imports of all other tests from then on."""
     wrapping.wrap(function, hook)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("ddtrace")]
     return lambda: wrapping.unwrap(function, hook)
 
 
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("ddtrace")]
 WRAPPERS = {"wrap": wrap} | ({"ddtrace": dd_wrap} if wrapping is not None else {})
 
 
