@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from livepatch.core import switch
 from livepatch.core.kind import IDLE, PATCHED, UNPATCHED
 from livepatch.core.transition import SIGNALS_TIMEOUT, Transition, exempt_threads, switch_lock
 from livepatch.testing import FakeKind, FakeSuspended, FakeTask, fake_code, fake_footprint
@@ -541,8 +542,9 @@ def test_states_are_shown_as_the_kernel_shows_them():
 # -- several threads ---------------------------------------------------------------------------------------------------
 
 
-def test_a_checker_and_a_caller_exclude_each_other():
+def test_a_checker_and_a_caller_exclude_each_other(monkeypatch):
     """While a checker holds the lock, a task that has not moved cannot choose: it waits in its trampoline."""
+    monkeypatch.setattr(switch, "PATIENCE", 60)
     task = FakeTask("t", visible=False)
     play = Play(task).start()
     play.kind.running = task

@@ -308,6 +308,20 @@ class Transition:
         if not self.over and between(stack(frame)):
             self._exit(self.current(), frame)
 
+    def follow(self, leader: Hashable | None, between: Callable[[Stack], bool], frame: FrameType | None) -> None:
+        """The running task is between two pieces of work, and begins one that is a part of what another task is doing.
+
+        It takes the state of that one, even if it had moved: no affected frame is on its stack, so either is right.
+        Without a leader, that is the state in which all have been at first.
+        """
+        with self.looking():
+            if self.over or self.target is not self.goal:
+                return
+            own = stack(frame)
+            task, world = self.current(), self.initial if leader is None else self._state_of(leader)
+            if between(own) and not self.footprint.affected(own):
+                self._put(task, world)
+
     def _exit(self, task: Hashable, frame: FrameType | None) -> None:
         movable = task in self.pending and self.movable(task)
         if movable and not self.footprint.affected(stack(frame), self._root(task)):

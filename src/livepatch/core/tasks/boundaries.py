@@ -10,6 +10,9 @@ innermost one decides, unless application code stands between it and another: a 
 
 Tasks are looked at in rounds. A busy one may be in the middle of a work at every look; so while a transition with
 boundaries runs, the works that are plain functions are hooked, and the task looks at itself where one returns.
+
+A request may have a thread of a pool do a part of it (`asyncio.to_thread`, Django's plain views under ASGI). It is one
+request all the same: a work item of `concurrent.futures` begins in the state of the task that has submitted it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -212,13 +215,21 @@ def hook(transition: Transition) -> None:
                 code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
             )
             version.__kwdefaults__ = function.__kwdefaults__
-            hooked = trampoline.trampoline(code, _enterer(version), _never, bool, _leaver(transition), exact=False)
+            item = (function.__module__, function.__qualname__) == _ITEM
+            enter = _item_enterer(transition, version) if item else _enterer(version)
+            hooked = trampoline.trampoline(code, enter, _never, bool, _leaver(transition), exact=False)
             _hooked.append((function, code, hooked))
             function.__code__ = hooked
+    _watch_items(transition)
 
 
 def unhook() -> None:
     """The transition is over. Somebody who exchanged the code after us keeps it."""
+    while _items:
+        cls, before, replaced = _items.pop()
+        if cls.__init__ is replaced:
+            cls.__init__ = before
+    _submitters.clear()
     while _hooked:
         function, before, ours = _hooked.pop()
         if function.__code__ is ours:
@@ -238,3 +249,39 @@ def _leaver(transition: Transition) -> Callable[[Any], None]:
         transition.leave_work(between_works, sys._getframe(1).f_back)
 
     return leave
+
+
+# -- works that cross threads -----------------------------------------------------------------------------------
+
+_ITEM = "concurrent.futures.thread", "_WorkItem.run"
+
+#: The class of work items, how it makes one, and how it does so meanwhile.
+_items: list[tuple[Any, Any, Any]] = []
+
+#: Who has submitted a work item that has not begun, by the id of the item.
+_submitters: dict[int, Hashable] = {}
+
+
+def _watch_items(transition: Transition) -> None:
+    cls = getattr(sys.modules.get("concurrent.futures.thread"), "_WorkItem", None)
+    if cls is None or _items:
+        return
+    init = cls.__init__
+
+    def __init__(item: object, *args: Any, **kwargs: Any) -> None:
+        init(item, *args, **kwargs)
+        _submitters[id(item)] = transition.current()
+
+    cls.__init__ = __init__
+    _items.append((cls, init, __init__))
+
+
+def _item_enterer(transition: Transition, version: FunctionType) -> Callable[[], Any]:
+    def enter() -> tuple[Any, Any]:
+        frame = sys._getframe(1)
+        # An item that is not known was submitted before anybody could move.
+        submitter = _submitters.pop(id(frame.f_locals["args"][0]), None)
+        transition.follow(submitter, between_works, frame.f_back)
+        return version, True
+
+    return enter
