@@ -34,3 +34,13 @@ def results(world: str) -> dict[str, str | None]:
 def test_a_kind_of_task(world, cell):
     error = results(world)[cell]
     assert error is None, error
+
+
+def test_the_table_in_the_documentation_is_complete():
+    lines = (ROOT / "docs" / "tasks.md").read_text().splitlines()
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines if "✔" in line}
+    assert rows.keys() == WORLDS.keys()
+    assert all(row.count("✔") == len(CELLS) for row in rows.values())
+    (head,) = [line for line in lines if line.startswith("| | enable")]
+    assert head.strip("| ").split(" | ") == [cell.__name__ for cell in sorted(CELLS, key=lambda c: head.index(c.__name__))]
+    assert all(cell.__name__ in head for cell in CELLS)
