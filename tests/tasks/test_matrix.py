@@ -42,5 +42,4 @@ def test_the_table_in_the_documentation_is_complete():
     assert rows.keys() == WORLDS.keys()
     assert all(row.count("✔") == len(CELLS) for row in rows.values())
     (head,) = [line for line in lines if line.startswith("| | enable")]
-    assert head.strip("| ").split(" | ") == [cell.__name__ for cell in sorted(CELLS, key=lambda c: head.index(c.__name__))]
-    assert all(cell.__name__ in head for cell in CELLS)
+    assert set(head.strip("| ").split(" | ")) == {cell.__name__ for cell in CELLS}
