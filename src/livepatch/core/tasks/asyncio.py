@@ -181,7 +181,8 @@ class Loops(Kind):
                 here.scheduled = False
 
         with switch_lock:
-            here.scheduled = here.begin()
+            # The loop's own thread may be caught in the middle of some work at every look from outside.
+            here.scheduled = here.begin() or transition.boundary
         if here.scheduled:
             try:
                 here.loop.call_soon_threadsafe(check)

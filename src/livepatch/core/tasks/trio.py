@@ -108,7 +108,7 @@ class Runs(Kind):
                 if frame_of(task.coro) is None:
                     transition.forget(task)
                     self._noticed.discard(task)
-                elif task in transition.pending:
+                elif task in transition.pending or transition.boundary:  # also for the sake of the run's own thread
                     runs.setdefault(id(task._runner), (task._runner, []))[1].append(task)
         for run, tasks in runs.values():
             if id(run) not in self._scheduled:
