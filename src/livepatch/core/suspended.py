@@ -102,6 +102,10 @@ def _status(thing: object, state: int, holder: str) -> TaskStatus:
     return TaskStatus("suspended", type(thing).__name__, hex(id(thing)), state, [shown], [shown], origin=origin)
 
 
+#: All stacks that something may have, or None if that cannot be said.
+Stacks = list[Stack] | None
+
+
 class Entry:
     """One such object, by weak reference, with the code that it runs and the task that it belongs to."""
 
@@ -126,24 +130,25 @@ class Entry:
 
 
 class GreenletEntry(Entry):
-    """A greenlet, which has a whole stack. One that runs in another thread does not show whether it holds anything; the
-    stack of the running one is looked at by whoever asks.
+    """A greenlet, which has a whole stack; `look` gives all that may be its, or None if that cannot be said just now.
+    The stack of the running one is looked at by whoever asks.
     """
 
-    __slots__ = ()
+    __slots__ = ("look",)
 
-    def __init__(self, thing: object, owner: Hashable | None, gone: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, thing: object, owner: Hashable | None, gone: Callable[[Entry], None], look: Callable[[Any], Stacks]
+    ) -> None:
         super().__init__(thing, owner, gone)
         self.wanders = False
+        self.look = look
 
     def holding(self, footprint: Footprint) -> object | None:
         thing: Any = self.reference()
-        if not thing:  # ended, or dead
+        if not thing or thing.dead or thing is sys.modules["greenlet"].getcurrent():
             return None
-        if thing is sys.modules["greenlet"].getcurrent():
-            return None
-        frames = stack_of(partial(getattr, thing, "gr_frame"))
-        return thing if not frames or footprint.affected(frames) else None
+        stacks = self.look(thing)
+        return thing if stacks is None or any(map(footprint.affected, stacks)) else None
 
 
 def _any(test: Callable[[Entry], object], entries: dict[int, Entry] | None) -> bool:
@@ -187,12 +192,20 @@ class Suspended:
         """Follow an object; the first owner it was given stays."""
         entry = self._by_id.get(id(thing))
         if entry is None:
-            entry = (GreenletEntry if hasattr(thing, "gr_frame") else Entry)(thing, owner, self._forget)
-            self._by_id[entry.key] = entry
-            self._by_owner.setdefault(owner, {})[entry.key] = entry
-            if entry.wanders:
-                self._wandering[entry.key] = entry
+            entry = Entry(thing, owner, self._forget)
+            self._enter(entry)
         return entry
+
+    def add_greenlet(self, greenlet: object, owner: Hashable | None, look: Callable[[Any], Stacks]) -> None:
+        """Follow a greenlet that may be in code to be left, as a part of the task `owner`, or of any."""
+        if id(greenlet) not in self._by_id:
+            self._enter(GreenletEntry(greenlet, owner, self._forget, look))
+
+    def _enter(self, entry: Entry) -> None:
+        self._by_id[entry.key] = entry
+        self._by_owner.setdefault(entry.owner, {})[entry.key] = entry
+        if entry.wanders:
+            self._wandering[entry.key] = entry
 
     def _forget(self, entry: Entry) -> None:
         for entries in (self._by_id, self._wandering, self._by_owner.get(entry.owner, {})):

@@ -95,7 +95,8 @@ class Greenlets(Kind):
         me = originals.get_ident()
         if me not in exempt_threads:
             self._mains[me] = _main_of(library.getcurrent())
-        found = [greenlet for greenlet in instances(library.greenlet) if greenlet]
+        # Those of a thread that has ended are dead, although they may look as if they ran.
+        found = [greenlet for greenlet in instances(library.greenlet) if greenlet and not greenlet.dead]
         self._surveys += 1
         mains = {id(main): main for main in map(_main_of, found)}
         for greenlet in found:
@@ -151,8 +152,10 @@ class Greenlets(Kind):
             found = self._survey()
             owners = self._owners() if found else {}
             for greenlet in found:
-                # Without an owner it may be part of any task: that will be known when it is seen in a chain.
-                transition.suspended.add(greenlet, owners.get(id(greenlet)))
+                stacks = self._stacks(greenlet)
+                if stacks is None or any(map(transition.footprint.affected, stacks)):
+                    # Without an owner it may be part of any task: that will be known when it is seen in a chain.
+                    transition.suspended.add_greenlet(greenlet, owners.get(id(greenlet)), self._stacks)
         self._watch_eventlet()
 
     def stop(self, transition: Transition) -> None:
