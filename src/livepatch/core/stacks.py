@@ -140,7 +140,7 @@ def _once(look: Callable[[], Any]) -> Iterator[Any]:
 def thread_stack(ident: int, unless: Look | None = None) -> Stack | None:
     """The stack that a thread shows; see `stack_of`. Empty if there is no such thread."""
     if ident == get_ident():
-        return stack(sys._getframe(1)) if unless is None or unless() is None else None
+        return own_stack() if unless is None or unless() is None else None
     return stack_of(map(itemgetter(ident), iter(sys._current_frames, None)).__next__, unless)
 
 
@@ -148,8 +148,24 @@ def thread_stacks() -> dict[int, Stack]:
     """What all threads show, in one look instead of one for each; without those that two looks do not agree on."""
     first, second = _seen_everywhere(), _seen_everywhere()
     stacks = {ident: frames for ident, frames in second.items() if frames == first.get(ident)}
-    stacks[get_ident()] = stack(sys._getframe(1))
+    stacks[get_ident()] = own_stack()
     return stacks
+
+
+def own_stack() -> Stack:
+    """The stack of the running thread from where it has called livepatch.
+
+    Without our own frames, one of which will hold this list: such a circle would keep all that is in it, other people's
+    locals, until a collection comes.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    return stack(frame)
+
+
+#: How the file names of livepatch's own code begin.
+_HERE = __file__.removesuffix("core/stacks.py").removesuffix("core/stacks.pyc")
 
 
 def _seen_everywhere() -> dict[int, Stack]:

@@ -28,7 +28,7 @@ from .. import blockers, originals
 from ..heap import instances
 from ..kind import Kind, View
 from ..model import TaskStatus
-from ..stacks import Look, Stack, stack, stack_of, thread_stack
+from ..stacks import Look, Stack, stack, stack_of, thread_stack, thread_stacks
 from ..suspended import greenlets_in
 from ..transition import Transition, exempt_threads, switch_lock
 from . import asyncio, boundaries, trio
@@ -116,8 +116,7 @@ class Greenlets(Kind):
     def tasks(self) -> list[Any]:
         if _library() is None:
             return []
-        shown = {ident: stack(frame) for ident, frame in sys._current_frames().items()}
-        self._strange = {ident: (frames[-1], self._surveys) for ident, frames in shown.items()}
+        self._strange = {ident: (frames[-1], self._surveys) for ident, frames in thread_stacks().items() if frames}
         found = self._survey()
         owners = self._owners() if found else {}
         return [greenlet for greenlet in found if id(greenlet) not in owners]
