@@ -230,10 +230,10 @@ class Greenlets(Kind):
         stacks = [thread_stack(ident, _suspended(greenlet)) for ident in threads]
         return None if None in stacks else stacks  # type: ignore[return-value]
 
-    def stacks_of_thread(self, ident: int, shown: Stack | None) -> list[Stack] | None:
+    def stacks_of_thread(self, ident: int, shown: Stack | None, *, sure: bool = True) -> list[Stack] | None:
         """All stacks that may be this thread's own, as a task; None if that cannot be said now.
 
-        `shown` is what it has just shown, if somebody has looked.
+        `shown` is what it has just shown, if somebody has looked. Who need not be `sure` only wants to tell people.
         """
         shown = thread_stack(ident) if shown is None else shown
         if shown is None or not shown or _library() is None or shown[-1] is self._roots.get(ident):
@@ -243,13 +243,14 @@ class Greenlets(Kind):
         else:
             mains = self._homeless
             root, surveys = self._strange.get(ident, (None, 0))
-            if root is not shown[-1] or surveys == self._surveys:
+            if not sure:
+                pass
+            elif root is not shown[-1] or surveys == self._surveys:
                 # A greenlet that we have not heard of may have pushed the thread's own stack out of sight.
                 if root is not shown[-1]:
                     self._strange[ident] = shown[-1], self._surveys
                 self._survey_is_due = True
-                if self._transition is not None:
-                    return None
+                return None
             elif not mains:
                 self._roots[ident] = shown[-1]
                 del self._strange[ident]
@@ -267,7 +268,8 @@ class Greenlets(Kind):
             greenlets = self._survey()
             owners = self._owners() if greenlets else {}
             greenlets = [greenlet for greenlet in greenlets if id(greenlet) not in owners]
-            kept = [self._stacks(greenlet) for greenlet in greenlets]
+            # One that runs in another thread may have the stack of any: that is nothing to tell people.
+            kept = [stacks if len(stacks := self._stacks(each) or []) == 1 else [[]] for each in greenlets]
             if self._transition is None:
                 self._forget()
         return [

@@ -129,7 +129,7 @@ class Threads(Kind):
         with switch_lock:
             idents = [ident for ident in sys._current_frames() if ident not in exempt_threads]
             shown = thread_stacks()
-            kept = [greenlet.KIND.stacks_of_thread(ident, shown.get(ident)) for ident in idents]  # see inspect
+            kept = [greenlet.KIND.stacks_of_thread(ident, shown.get(ident), sure=False) for ident in idents]
         found = [
             blockers.status(view, ident, _sketch(ident, known.get(ident), stacks))
             for ident, stacks in zip(idents, kept, strict=True)
