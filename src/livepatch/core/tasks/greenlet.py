@@ -269,7 +269,9 @@ class Greenlets(Kind):
             owners = self._owners() if greenlets else {}
             greenlets = [greenlet for greenlet in greenlets if id(greenlet) not in owners]
             # One that runs in another thread may have the stack of any: that is nothing to tell people.
-            kept = [stacks if len(stacks := self._stacks(each) or []) == 1 else [[]] for each in greenlets]
+            kept: list[list[Stack]] = [
+                stacks if len(stacks := self._stacks(each) or []) == 1 else [[]] for each in greenlets
+            ]
             if self._transition is None:
                 self._forget()
         return [
