@@ -15,7 +15,7 @@ from operator import call
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from .heap import referrers
+from .heap import is_a, referrers
 
 VERSION = sys.version_info[:2]
 
@@ -91,7 +91,7 @@ def asyncio_tasks(asyncio: Any) -> Iterator[Any]:
         classes = [asyncio.Task]
         for cls in classes:
             classes += cls.__subclasses__()
-        found.update(dict.fromkeys(task for task in referrers(*classes) if isinstance(task, asyncio.Task)))
+        found.update(dict.fromkeys(task for task in referrers(*classes) if is_a(task, asyncio.Task)))
     return (task for task in found if task is not None and not task.done() and _initialized(task))
 
 

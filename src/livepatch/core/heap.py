@@ -30,7 +30,14 @@ def counted(cls: type, look: Callable[[type], Any] = id) -> tuple[int, Any]:
 def instances(cls: type) -> list[Any]:
     """All objects of a class that the collector knows, frozen or not."""
     with thawed():
-        return [thing for thing in gc.get_objects() if isinstance(thing, cls)]
+        return [thing for thing in gc.get_objects() if is_a(thing, cls)]
+
+
+def is_a(thing: object, cls: type | tuple[type, ...]) -> bool:
+    """`isinstance` for any object of the program. That asks the object itself, too, and proxies answer for others,
+    raise, or, as lazy modules do, import something.
+    """
+    return issubclass(type(thing), cls)
 
 
 @contextmanager

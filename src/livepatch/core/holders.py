@@ -26,7 +26,7 @@ from types import CellType, FrameType, FunctionType, GetSetDescriptorType, Membe
 from typing import Any, NamedTuple
 
 from . import cpython
-from .heap import referrers
+from .heap import is_a, referrers
 from .stacks import describe
 
 #: With how many objects one coroutine is credited before the count is given up.
@@ -81,7 +81,7 @@ _FRAMES_OF = "cr_frame", "gi_frame", "ag_frame"
 
 
 def _is_small(thing: object) -> bool:
-    return not isinstance(thing, list | tuple | dict | set | deque) or len(thing) < _OBJECTS
+    return not is_a(thing, (list, tuple, dict, set, deque)) or len(thing) < _OBJECTS  # type: ignore[arg-type]
 
 
 # -- as words --------------------------------------------------------------------------------------------------

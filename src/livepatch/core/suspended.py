@@ -35,7 +35,7 @@ from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, Genera
 from typing import Any
 
 from .codes import ASYNC_GENERATOR, COROUTINE, GENERATOR, ITERABLE_COROUTINE
-from .heap import referrers
+from .heap import is_a, referrers
 from .holders import held_by, held_only_by
 from .model import TaskStatus
 from .stacks import Footprint, Stack, describe, stack_of, thread_stack
@@ -57,7 +57,7 @@ def frame_of(thing: object) -> FrameType | None:
 def find(codes: list[CodeType]) -> list[object]:
     """All of them that exist and have a frame of one of these codes: one pass over the heap."""
     found = referrers(*codes) if codes else []
-    found = [thing for thing in found if isinstance(thing, FrameOwner) and frame_of(thing) is not None]
+    found = [thing for thing in found if is_a(thing, FrameOwner) and frame_of(thing) is not None]
     return [thing for thing in found if not _lost(thing)] if forked else found
 
 
@@ -342,7 +342,7 @@ def chain(awaitable: object) -> Iterator[object]:
         yield awaitable
         if _wraps(awaitable):
             # The first that it refers to is what it stands for; what was sent comes after.
-            known = (r for r in gc.get_referents(awaitable) if isinstance(r, FrameOwner) or _wraps(r))
+            known = (r for r in gc.get_referents(awaitable) if is_a(r, FrameOwner) or _wraps(r))
             awaitable = next(known, None)
             continue
         for name in ("cr_await", "gi_yieldfrom", "ag_await"):
@@ -365,4 +365,4 @@ def greenlets_in(coroutine: object) -> list[Any]:
     cls = getattr(library, "greenlet", None)
     if cls is None:
         return []
-    return [thing for link in chain(coroutine) for thing in gc.get_referents(link) if isinstance(thing, cls)]
+    return [thing for link in chain(coroutine) for thing in gc.get_referents(link) if is_a(thing, cls)]
