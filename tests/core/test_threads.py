@@ -555,3 +555,47 @@ def test_all_stacks_in_one_look_are_those_of_one_look_each(worker):
         for thread in running:
             thread.join()
     assert found[threading.get_ident()][0].f_code.co_name == "test_all_stacks_in_one_look_are_those_of_one_look_each"
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_greenlet_that_is_resumed_while_its_stack_is_walked(module, directions):
+    """Suspended, it shows a generator, and f below; resumed meanwhile, the generator yields and leads nowhere."""
+    greenlet = pytest.importorskip("greenlet")
+    text = """
+        def f(pause, leave):
+            def ticks():
+                while True:
+                    pause()
+                    yield
+            version = "old"
+            for _ in ticks():
+                if leave.is_set():
+                    return version
+    """
+    sys.setswitchinterval(1e-5)
+    target = module(text)
+    for _ in range(40):
+        met, inside, leave = [], threading.Event(), threading.Event()
+
+        def switch(met=met, inside=inside, leave=leave):
+            hub = greenlet.getcurrent()
+            suspended = greenlet.greenlet(lambda: met.append(target.f(hub.switch, leave)))
+            while not suspended.dead:
+                suspended.switch()
+                inside.set()
+
+        busy = threading.Thread(target=switch)
+        busy.start()
+        assert inside.wait(kit.PATIENCE)
+        lp.enable_patch(kit.built("p", target, text.replace("old", "new"), "f"))
+        for _ in range(directions - 1):
+            lp.write_enabled("p", 0)
+            lp.write_enabled("p", 1)
+        for _ in range(15):
+            tick()
+        waits = lp.patches()[0].transition
+        leave.set()
+        busy.join()
+        assert waits, "the greenlet was in f all the time"
+        finish()
+        kit.take_out("p")
