@@ -23,7 +23,7 @@ from typing import cast
 from .core import registry
 from .core.model import TaskStatus
 from .core.registry import tick
-from .core.stacks import Footprint
+from .core.stacks import Footprint, walk
 from .core.transition import PATCHED, UNPATCHED, Transition, View, switch_lock
 
 __all__ = ["FakeKind", "FakeSuspended", "FakeTask", "fake_code", "fake_footprint", "finish", "manual_rounds", "tick"]
@@ -150,7 +150,7 @@ class FakeKind:
         with switch_lock:
             for task in self.tasks():
                 movable = task.visible and task in transition.pending and transition.movable(task)
-                if movable and not transition.footprint.affected(task.frame(), []):
+                if movable and not transition.footprint.affected(walk(task.frame())):
                     transition.switch(task, "stack check")
 
     def nudge(self, transition: Transition) -> None:

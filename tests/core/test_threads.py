@@ -492,3 +492,46 @@ def test_a_greenlet_that_is_switched_out_of_an_old_call_holds_its_thread(module,
     assert met == ["old", ("old", "old")]
     finish()
     kit.take_out("p")
+
+
+TICKING = """
+import threading
+inside, leave = threading.Semaphore(0), threading.Event()
+def ticks():
+    for i in range(50):
+        yield i
+def f():
+    version = "old"
+    inside.release()
+    while not leave.is_set():
+        for _ in ticks():
+            pass
+    return version
+"""
+
+
+def test_a_stack_that_is_walked_while_a_generator_on_it_yields(module):
+    """The frame of one that has yielded leads nowhere: walked step by step, the stack would end there, without f."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        target = module(TICKING)
+        for _ in range(60):
+            busy = [threading.Thread(target=target.f) for _ in range(2)]
+            for thread in busy:
+                thread.start()
+            for _ in busy:
+                target.inside.acquire()
+            lp.enable_patch(kit.built("p", target, TICKING.replace("old", "new"), "f"))
+            for _ in range(15):
+                tick()
+            waits = lp.patches()[0].transition
+            target.leave.set()
+            for thread in busy:
+                thread.join()
+            assert waits, "both threads were in f all the time"
+            finish()
+            kit.take_out("p")
+            target.leave.clear()
+    finally:
+        sys.setswitchinterval(interval)

@@ -11,8 +11,13 @@ a function may well be equal). Two kinds of frame count as affected:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice, repeat
+from operator import itemgetter
+from threading import get_ident
 from types import CodeType, FrameType
+from typing import Any
 
 
 class Footprint:
@@ -45,18 +50,10 @@ class Footprint:
         self._kept += [code, *versions]
         self.trampolines[id(code)] = frozenset(map(id, versions))
 
-    def affected(
-        self, frame: FrameType | None, kept: list[FrameType], outermost: FrameType | None = None
-    ) -> FrameType | None:
-        """The innermost affected frame from `frame` outwards, up to and including `outermost`, or None.
-
-        Every frame looked at is put into `kept`. Another thread may return from it meanwhile, and then its locals
-        die with our reference: the caller drops `kept` after it has released the switch lock, since a finalizer
-        is foreign code.
-        """
+    def affected(self, frames: Iterable[FrameType], outermost: FrameType | None = None) -> FrameType | None:
+        """The innermost affected frame of a stack, innermost first, up to and including `outermost`, or None."""
         above = 0
-        while frame is not None:
-            kept.append(frame)
+        for frame in frames:
             code = id(frame.f_code)
             if code in self.forbidden:
                 return frame
@@ -66,16 +63,11 @@ class Footprint:
             if frame is outermost:
                 return None
             above = code
-            frame = frame.f_back
         return None
 
-    def entered(self, frame: FrameType | None) -> bool:
-        """There is a trampoline from `frame` outwards."""
-        while frame is not None:
-            if id(frame.f_code) in self.trampolines:
-                return True
-            frame = frame.f_back
-        return False
+    def entered(self, frames: Sequence[FrameType]) -> bool:
+        """There is a trampoline on this stack."""
+        return any(id(frame.f_code) in self.trampolines for frame in frames)
 
     def innermost(self, frame: FrameType | None, outermost: FrameType | None = None) -> set[int] | None:
         """Which set the innermost version belongs to, from `frame` outwards, up to and including `outermost`."""
@@ -90,10 +82,51 @@ class Footprint:
 
 
 def walk(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames of a stack, innermost first."""
+    """The frames of a stack that stands still, innermost first: the running thread's own, or a suspended one."""
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def thread_stack(ident: int, top: FrameType) -> list[FrameType] | None:
+    """The stack of a thread that has just shown `top`, and may run on meanwhile; None if it cannot be had.
+
+    An ordinary frame leads on to its caller for ever. One of a generator leads on to whoever resumes it, and to nobody
+    once it has yielded: walked step by step, the stack of a thread may end in the middle, or go on in another thread's.
+    So where there is one, the look and the walk are one call in C, which the interpreter does not interrupt. Only
+    making frame objects may (a collection starts there, and finalizers run): hence a second time, where all exist.
+
+    The frames live on with the list. Another thread may return from one meanwhile, and then its locals die with our
+    reference: the caller drops the list after it has released the switch lock, since a finalizer is foreign code.
+    """
+    shown = list(walk(top))
+    if ident == get_ident() or not any(frame.f_code.co_flags & GENERATOR for frame in shown):
+        return shown
+    for _ in range(_LOOKS):
+        first, second = _seen(ident), _seen(ident)
+        if first == second:
+            return first
+    return None
+
+
+#: Code of generators, coroutines and async generators.
+GENERATOR = 0x20 | 0x80 | 0x200
+
+#: How often two looks in a row may differ. They rarely do: it takes a switch of threads between the two.
+_LOOKS = 5
+
+
+def _seen(ident: int) -> list[FrameType]:
+    top = islice(map(itemgetter(ident), iter(sys._current_frames, None)), 1)
+    steps: Iterator[Any] = accumulate(chain(top, repeat("f_back")), getattr)
+    frames: list[Any] = []
+    try:
+        frames.extend(steps)
+    except AttributeError:  # beyond the outermost is None, which has no f_back
+        frames.pop()
+    except KeyError:  # there is no such thread any more
+        pass
+    return frames
 
 
 def describe(frame: FrameType) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from .heap import instances, referrers
 from .model import TaskStatus
-from .stacks import Footprint, describe
+from .stacks import Footprint, describe, walk
 
 FrameOwner = GeneratorType, CoroutineType, AsyncGeneratorType
 
@@ -99,13 +99,13 @@ class Suspended:
             self.add(thing, None)
         library = sys.modules.get("greenlet")
         greenlets = instances(library.greenlet) if library is not None else []
-        self._greenlets = [weakref.ref(g) for g in greenlets if footprint.affected(g.gr_frame, [])]
+        self._greenlets = [weakref.ref(g) for g in greenlets if footprint.affected(walk(g.gr_frame))]
         return found + greenlets
 
     def greenlets(self) -> list[Any]:
         """Those that held affected frames at the start and may still; a running one does not show what it holds."""
         known = [greenlet for reference in self._greenlets if (greenlet := reference()) is not None]
-        held = [g for g in known if not g.dead and (g.gr_frame is None or self._footprint.affected(g.gr_frame, []))]
+        held = [g for g in known if not g.dead and (g.gr_frame is None or self._footprint.affected(walk(g.gr_frame)))]
         self._greenlets = [weakref.ref(greenlet) for greenlet in held]
         return held
 

@@ -43,7 +43,7 @@ from types import CodeType, FrameType
 from typing import Protocol
 
 from .model import TaskStatus
-from .stacks import Footprint, describe
+from .stacks import Footprint, describe, walk
 from .suspended import Suspended
 
 #: What a trampoline hands back when its call ends: in which direction it began, and in which task.
@@ -272,7 +272,7 @@ class Transition:
 
     def _exit(self, task: Hashable, frame: FrameType | None) -> None:
         movable = task in self.pending and self.movable(task)
-        if movable and not self.footprint.affected(frame, [], self._root(task)):
+        if movable and not self.footprint.affected(walk(frame), self._root(task)):
             self.switch(task, "exit")
 
     def _root(self, task: Hashable) -> FrameType | None:

@@ -28,7 +28,7 @@ from typing import Any
 
 from .. import cpython
 from ..model import TaskStatus
-from ..stacks import describe
+from ..stacks import describe, walk
 from ..suspended import chain, frame_of
 from ..transition import Transition, View, switch_lock
 
@@ -123,7 +123,6 @@ class Loops:
 
         def check() -> None:
             """Idle switching: runs in the loop's thread while no task of the loop does."""
-            kept: list[FrameType] = []
             with switch_lock:
                 if transition.over:
                     tasks.clear()
@@ -132,7 +131,7 @@ class Loops:
                     if (
                         thread in transition.pending
                         and transition.movable(thread)
-                        and not transition.footprint.affected(sys._getframe(1), kept)
+                        and not transition.footprint.affected(walk(sys._getframe(1)))
                     ):
                         transition.switch(thread, "idle")
                     self._check(transition, tasks, time.monotonic() + SLICE)
@@ -152,11 +151,10 @@ class Loops:
     def _check_now(self, transition: Transition, tasks: list[Any]) -> None:
         """A loop that does not run, or whose thread is doing this round and runs no other of its tasks."""
         current = transition.current()
-        kept: list[FrameType] = []
         with switch_lock:
             if current in tasks:
                 tasks.remove(current)
-                clean = not transition.footprint.affected(sys._getframe(1), kept, self.root(current))
+                clean = not transition.footprint.affected(walk(sys._getframe(1)), self.root(current))
                 if clean and current in transition.pending and transition.movable(current):
                     transition.switch(current, "stack check")
             self._check(transition, tasks, time.monotonic() + 3600)

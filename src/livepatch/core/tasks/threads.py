@@ -22,20 +22,20 @@ from typing import Any
 
 from .. import cpython
 from ..model import TaskStatus
-from ..stacks import describe, walk
+from ..stacks import describe, thread_stack, walk
 from ..transition import Transition, View, exempt_threads, switch_lock
 
 _STARTER = getattr(threading, cpython.THREAD_STARTER)
 
 
-def between_works(frame: FrameType) -> bool:
+def between_works(frames: list[FrameType]) -> bool:
     """Whether a thread is between two pieces of work, as far as its stack can tell: see `Patch.consistency`.
 
     That is so for a worker of `concurrent.futures` without a work item, and for whoever has nothing but library code on
     its stack and no request or work item: what waits for connections, signals or other threads. Application code may be
     in the middle of anything.
     """
-    codes = [f.f_code for f in walk(frame)]
+    codes = [frame.f_code for frame in frames]
     if any(code in codes for code in _functions(_WORKS)):
         return False
     return any(code in codes for code in _functions(_WORKERS)) or all(_is_library(code.co_filename) for code in codes)
@@ -94,19 +94,25 @@ class Threads:
         return [task for task in tasks if isinstance(task, int) and task not in alive]
 
     def inspect(self, transition: Transition) -> None:
-        kept: list[FrameType] = []
+        kept: list[list[FrameType]] = []
         with switch_lock:
-            frames = sys._current_frames()
-            for ident, frame in frames.items():
+            for ident, frame in sys._current_frames().items():
                 if ident not in transition.pending:
                     continue
-                if ident in transition.calls and not transition.footprint.entered(frame):
+                frames = thread_stack(ident, frame)
+                if frames is None:
+                    continue  # perhaps in the next round
+                kept.append(frames)
+                if ident in transition.calls and not transition.footprint.entered(frames):
                     transition.uncount(ident)
                 # Whoever does this round has called us: that is a boundary.
-                if transition.boundary and ident != threading.get_ident() and not between_works(frame):
+                if transition.boundary and ident != threading.get_ident() and not between_works(frames):
                     continue
-                if transition.movable(ident) and not transition.footprint.affected(frame, kept):
+                if transition.movable(ident) and not transition.footprint.affected(frames):
                     transition.switch(ident, "stack check")
+        # Our own frame is among them: a circle would keep all of them until a collection comes.
+        kept.clear()
+        frames = frame = None  # type: ignore[assignment]
 
     # -- a new thread takes the state of the thread that starts it ---------------------------------
 
@@ -146,7 +152,7 @@ class Threads:
             for ident, frame in frames.items():
                 if ident in exempt_threads:
                     continue
-                affected = view.footprint.affected(frame, []) if ident in view.pending else None
+                affected = view.footprint.affected(walk(frame)) if ident in view.pending else None
                 blocking = view.blocking(ident, [affected] if affected is not None else [])
                 if ident in view.calls and not blocking:
                     blocking = ["a patched function, on a stack that is not this thread's own just now"]
