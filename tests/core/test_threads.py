@@ -512,26 +512,22 @@ def f():
 
 def test_a_stack_that_is_walked_while_a_generator_on_it_yields(module):
     """The frame of one that has yielded leads nowhere: walked step by step, the stack would end there, without f."""
-    interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
-    try:
-        target = module(TICKING)
-        for _ in range(60):
-            busy = [threading.Thread(target=target.f) for _ in range(2)]
-            for thread in busy:
-                thread.start()
-            for _ in busy:
-                target.inside.acquire()
-            lp.enable_patch(kit.built("p", target, TICKING.replace("old", "new"), "f"))
-            for _ in range(15):
-                tick()
-            waits = lp.patches()[0].transition
-            target.leave.set()
-            for thread in busy:
-                thread.join()
-            assert waits, "both threads were in f all the time"
-            finish()
-            kit.take_out("p")
-            target.leave.clear()
-    finally:
-        sys.setswitchinterval(interval)
+    target = module(TICKING)
+    for _ in range(60):
+        busy = [threading.Thread(target=target.f) for _ in range(2)]
+        for thread in busy:
+            thread.start()
+        for _ in busy:
+            target.inside.acquire()
+        lp.enable_patch(kit.built("p", target, TICKING.replace("old", "new"), "f"))
+        for _ in range(15):
+            tick()
+        waits = lp.patches()[0].transition
+        target.leave.set()
+        for thread in busy:
+            thread.join()
+        assert waits, "both threads were in f all the time"
+        finish()
+        kit.take_out("p")
+        target.leave.clear()

@@ -12,12 +12,14 @@ a function may well be equal). Two kinds of frame count as affected:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain, islice, repeat
 from operator import itemgetter
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
+
+from .codes import ASYNC_GENERATOR, COROUTINE, GENERATOR
 
 
 class Footprint:
@@ -65,7 +67,7 @@ class Footprint:
             above = code
         return None
 
-    def entered(self, frames: Sequence[FrameType]) -> bool:
+    def entered(self, frames: Iterable[FrameType]) -> bool:
         """There is a trampoline on this stack."""
         return any(id(frame.f_code) in self.trampolines for frame in frames)
 
@@ -100,7 +102,7 @@ def thread_stack(ident: int, top: FrameType) -> list[FrameType] | None:
     reference: the caller drops the list after it has released the switch lock, since a finalizer is foreign code.
     """
     shown = list(walk(top))
-    if ident == get_ident() or not any(frame.f_code.co_flags & GENERATOR for frame in shown):
+    if ident == get_ident() or not any(frame.f_code.co_flags & _RESUMED for frame in shown):
         return shown
     for _ in range(_LOOKS):
         first, second = _seen(ident), _seen(ident)
@@ -109,8 +111,8 @@ def thread_stack(ident: int, top: FrameType) -> list[FrameType] | None:
     return None
 
 
-#: Code of generators, coroutines and async generators.
-GENERATOR = 0x20 | 0x80 | 0x200
+#: Flags of code whose frames are resumed.
+_RESUMED = GENERATOR | COROUTINE | ASYNC_GENERATOR
 
 #: How often two looks in a row may differ. They rarely do: it takes a switch of threads between the two.
 _LOOKS = 5
