@@ -24,8 +24,8 @@ def in_cycles(count: int) -> Remembered:
 @pytest.mark.parametrize("ask", [Remembered.all, lambda remembered: remembered.of(in_cycles.__code__)])
 def test_a_collection_while_they_are_listed(ask):
     threshold = gc.get_threshold()
+    gc.collect()
     for allocations in range(100):
-        gc.collect()
         gc.disable()
         try:
             remembered = in_cycles(50)

@@ -537,7 +537,6 @@ def test_all_stacks_in_one_look_are_those_of_one_look_each(worker):
         worker().begin(deep, number, gate)
         gate.arrived()
     running = [threading.Thread(target=busy) for _ in range(3)]
-    interval = sys.getswitchinterval()
     sys.setswitchinterval(2e-5)
     try:
         for thread in running:
@@ -550,7 +549,6 @@ def test_all_stacks_in_one_look_are_those_of_one_look_each(worker):
                 frames = found.get(thread.ident)
                 assert frames is None or frames[-1].f_code is threading.Thread._bootstrap.__code__
     finally:
-        sys.setswitchinterval(interval)
         stop.set()
         for thread in running:
             thread.join()
@@ -599,3 +597,42 @@ def test_a_greenlet_that_is_resumed_while_its_stack_is_walked(module, directions
         assert waits, "the greenlet was in f all the time"
         finish()
         kit.take_out("p")
+
+
+TICKING = """
+import threading
+inside, leave = threading.Semaphore(0), threading.Event()
+def ticks():
+    for i in range(50):
+        yield i
+def f():
+    version = "old"
+    inside.release()
+    while not leave.is_set():
+        for _ in ticks():
+            pass
+    return version
+"""
+
+
+def test_a_stack_that_is_walked_while_a_generator_on_it_yields(module):
+    """The frame of one that has yielded leads nowhere: walked step by step, the stack would end there, without f."""
+    sys.setswitchinterval(1e-5)
+    target = module(TICKING)
+    for _ in range(60):
+        busy = [threading.Thread(target=target.f) for _ in range(2)]
+        for thread in busy:
+            thread.start()
+        for _ in busy:
+            target.inside.acquire()
+        lp.enable_patch(kit.built("p", target, TICKING.replace("old", "new"), "f"))
+        for _ in range(15):
+            tick()
+        waits = lp.patches()[0].transition
+        target.leave.set()
+        for thread in busy:
+            thread.join()
+        assert waits, "both threads were in f all the time"
+        finish()
+        kit.take_out("p")
+        target.leave.clear()

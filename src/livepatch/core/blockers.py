@@ -31,6 +31,7 @@ from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from . import flow, originals, trampoline
+from .codes import ASYNC_GENERATOR, GENERATOR
 from .kind import View
 from .model import TaskStatus
 from .redirect import redirections
@@ -86,9 +87,6 @@ class Case(NamedTuple):
         last = self.affected[-1] if self.affected else None
         return next((self.frames[at + 1 :] for at, frame in enumerate(self.frames) if frame is last), self.frames)
 
-
-#: Of code objects of generators and of async generators.
-_GENERATOR = 0x20 | 0x200
 
 #: What wakes a suspended task, by kind.
 ASLEEP = {
@@ -147,7 +145,7 @@ def _suspended(case: Case) -> str | None:
 def _never(case: Case) -> str | None:
     if not case.affected or not flow.never_returns(case.affected[-1]):
         return None
-    if case.affected[-1].f_code.co_flags & _GENERATOR:  # whoever resumes it may let it go in the middle
+    if case.affected[-1].f_code.co_flags & (GENERATOR | ASYNC_GENERATOR):  # whoever resumes it may let it go in the middle
         return "goes when it is exhausted or closed"
     return f"{_name(case.affected[-1])}() {NEVER}"
 
