@@ -285,8 +285,10 @@ class At:
     """Raises at the n-th line of the core that the thread comes to, once.
 
     But not where a `with` ends: there only a trace function can raise, since the interpreter looks for signals
-    before the block's last step and after the lock was released.
+    before the block's last step and after the lock was released; and not where a `finally` makes no call.
     """
+
+    never = ("with switch_lock", "if _inside is me", "_inside = None")
 
     def __init__(self, number):
         self.left = number
@@ -301,7 +303,8 @@ class At:
         if "/livepatch/core/" not in frame.f_code.co_filename:
             return None
         if event == "line":
-            if "with switch_lock" in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            if any(map(line.__contains__, self.never)):
                 return self.trace
             self.left -= 1
             if self.left == 0:

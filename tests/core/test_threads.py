@@ -555,6 +555,38 @@ def test_all_stacks_in_one_look_are_those_of_one_look_each(worker):
     assert found[threading.get_ident()][0].f_code.co_name == "test_all_stacks_in_one_look_are_those_of_one_look_each"
 
 
+def test_a_collection_while_a_stack_is_walked():
+    """Making frame objects starts one, up to Python 3.11. Finalizers run in it, and meanwhile the thread ends."""
+
+    def deep(levels, gate):
+        return deep(levels - 1, gate) if levels else gate()
+
+    def finalize(phase, _):
+        gates[-1].open()
+        thread.join()
+
+    gates, threshold, found = [], gc.get_threshold(), []
+    for allocations in range(60):
+        gates.append(kit.Gate())
+        thread = threading.Thread(target=deep, args=[40, gates[-1]])
+        thread.start()
+        gates[-1].arrived()
+        gc.collect()
+        gc.callbacks.append(finalize)
+        gc.set_threshold(allocations)
+        try:
+            seen = stacks.thread_stack(thread.ident)
+        finally:
+            gc.set_threshold(*threshold)
+            gc.callbacks.remove(finalize)
+        assert gc.isenabled()
+        found.append([frame.f_code for frame in seen].count(deep.__code__))
+        gates[-1].open()
+        thread.join()
+    assert set(found) <= {0, 41}
+    assert 41 in found
+
+
 @pytest.mark.parametrize("directions", [1, 2])
 def test_a_greenlet_that_is_resumed_while_its_stack_is_walked(module, directions):
     """Suspended, it shows a generator, and f below; resumed meanwhile, the generator yields and leads nowhere."""

@@ -39,8 +39,9 @@ def exclusively() -> Iterator[None]:
     with mutex.held():
         if _inside is not None:
             raise LivepatchError(errno.EDEADLK, "Callbacks must not enable, disable, force or unload patches.")
-        me = _inside = object()
+        me = object()
         try:
+            _inside = me
             yield
         finally:
             if _inside is me:  # not so if this is a forked child, where `start_over` was called

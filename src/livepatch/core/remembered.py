@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from types import CodeType
 
 
@@ -10,7 +11,8 @@ class Remembered:
     """Code objects that somebody may still run, by weak reference, each with the original that it belongs to.
 
     A code object may die at any instant, in any thread, also in the garbage collection that a list of the entries
-    starts: whoever goes through them goes through a copy, which is made without making other objects.
+    starts: whoever goes through them goes through a copy, which is made without making other objects. What is called
+    then is C, since an exception that a signal handler raises there would be lost.
     """
 
     def __init__(self) -> None:
@@ -21,7 +23,7 @@ class Remembered:
 
     def add(self, code: CodeType, original: CodeType, note: CodeType | None = None) -> None:
         key = id(code)
-        self._entries[key] = id(original), note or original, weakref.ref(code, lambda _: self._entries.pop(key, None))
+        self._entries[key] = id(original), note or original, weakref.ref(code, partial(self._entries.pop, key))
 
     def all(self) -> dict[int, CodeType]:
         """The notes of all, by the id of the code."""

@@ -11,10 +11,11 @@ a function may well be equal). Two kinds of frame count as affected:
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, islice, repeat, takewhile, tee
-from operator import itemgetter, methodcaller
+from operator import call, itemgetter, methodcaller
 from types import CodeType, FrameType
 from typing import Any
 
@@ -101,55 +102,39 @@ def stack(top: FrameType | None) -> Stack:
 
 
 def stack_of(look: Look, unless: Look | None = None) -> Stack | None:
-    """The stack whose innermost frame `look` gives, of somebody who runs on meanwhile; None if it cannot be had.
+    """The stack whose innermost frame `look` gives, of somebody who runs on meanwhile.
 
     A frame of a generator leads on to whoever resumes it, and to nobody once it has yielded: walked step by step, the
     stack of a thread may end in the middle, or go on in another thread's. So the look and the walk are one call in C,
-    which the interpreter does not interrupt. Only making frame objects may (a collection starts there, and finalizers
-    run): hence a second time, where all exist already. `look` has to be C, too.
+    which the interpreter does not interrupt. `look` has to be C, too.
 
-    `unless` is asked at the same instant: where it gives a frame, the stack cannot be had either.
+    `unless` is asked at the same instant: where it gives a frame, the stack cannot be had (None).
     """
-    for _ in range(_LOOKS):
-        first, second = _seen(look, unless), _seen(look, unless)
-        if first == second:
-            return first if unless is None else first[1:] if first[0] is None else None
-    return None
-
-
-#: How often two looks in a row may differ. They rarely do: it takes a switch of threads between the two.
-_LOOKS = 5
-
-
-def _seen(look: Look, unless: Look | None) -> Any:
-    seen: list[Any] = []
-    steps: Iterator[Any] = accumulate(chain(_once(look), repeat("f_back")), getattr)
-    try:
-        seen.extend(steps if unless is None else chain(_once(unless), steps))
-    except AttributeError:
-        seen.pop()
-    except KeyError:  # there is no such thread any more
-        pass
-    return seen
-
-
-def _once(look: Callable[[], Any]) -> Iterator[Any]:
-    return islice(iter(look, sys), 1)  # `sys` is what it never gives
+    walk = takewhile(bool, accumulate(chain(_once(look), repeat("f_back")), getattr))
+    if unless is None:
+        return _at_once(walk)
+    hindrance, *frames = _at_once(chain(_once(unless), walk))
+    return None if hindrance else frames
 
 
 def thread_stack(ident: int, unless: Look | None = None) -> Stack | None:
     """The stack that a thread shows; see `stack_of`. Empty if there is no such thread."""
     if ident == get_ident():
         return own_stack() if unless is None or unless() is None else None
-    return stack_of(map(itemgetter(ident), iter(sys._current_frames, None)).__next__, unless)
+    return stack_of(map(methodcaller("get", ident), iter(sys._current_frames, None)).__next__, unless)
 
 
 def thread_stacks() -> dict[int, Stack]:
-    """What all threads show, in one look instead of one for each; without those that two looks do not agree on."""
-    first, second = _seen_everywhere(), _seen_everywhere()
-    stacks = {ident: frames for ident, frames in second.items() if frames == first.get(ident)}
-    stacks[get_ident()] = own_stack()
-    return stacks
+    """What all threads show, in one look instead of one for each."""
+    idents, tops = tee(chain.from_iterable(map(methodcaller("items"), _once(sys._current_frames))))
+    steps = map(chain, map(itemgetter(slice(1, 2)), tops), repeat(repeat("f_back")))
+    walks = map(takewhile, repeat(bool), map(accumulate, steps, repeat(getattr)))
+    found = dict(_at_once(zip(map(itemgetter(0), idents), map(list, walks), strict=False)))
+    # Our own frame is in there. It may not keep itself, or only a collection frees what all threads have in theirs;
+    # `tee` has what it gave, too.
+    del idents, tops, steps, walks
+    found[get_ident()] = own_stack()
+    return found
 
 
 def own_stack() -> Stack:
@@ -168,16 +153,36 @@ def own_stack() -> Stack:
 _HERE = __file__.removesuffix("core/stacks.py").removesuffix("core/stacks.pyc")
 
 
-def _seen_everywhere() -> dict[int, Stack]:
-    idents, tops = tee(chain.from_iterable(map(methodcaller("items"), _once(sys._current_frames))))
-    steps = map(chain, map(itemgetter(slice(1, 2)), tops), repeat(repeat("f_back")))
-    walks = map(takewhile, repeat(bool), map(accumulate, steps, repeat(getattr)))
-    found = dict(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
-    # Our own frame is in there. It may not keep itself, or only a collection frees what all threads have in theirs;
-    # `tee` has what it gave, too.
-    found.pop(get_ident(), None)
-    del idents, tops, steps, walks
-    return found
+def _once(look: Callable[[], Any]) -> Iterator[Any]:
+    return islice(iter(look, sys), 1)  # `sys` is what it never gives
+
+
+if sys.version_info >= (3, 12):
+
+    def _at_once(items: Iterator[Any]) -> list[Any]:
+        """What an iterator made of C only gives, without anything running in between."""
+        return list(items)
+
+else:
+
+    def _at_once(items: Iterator[Any]) -> list[Any]:
+        """What an iterator made of C only gives, without anything running in between.
+
+        Up to Python 3.11 a collection starts wherever an object is made, frame objects too, and finalizers run in it,
+        and with them other threads. The interpreter does not expect that: the frame that it makes an object for
+        may be gone then, and the process dies. So collections are off meanwhile, and turning them off and on is part of
+        the same call, since the program does that, too.
+        """
+        seen: list[Any] = []
+        switches = (gc.disable, gc.enable)
+        restore = map(call, map(switches.__getitem__, map(seen.__getitem__, (0,))))
+        try:
+            seen.extend(chain(_once(gc.isenabled), _once(gc.disable), items, restore))
+        except BaseException:
+            if seen and seen[0]:
+                gc.enable()
+            raise
+        return seen[2:-1]
 
 
 def describe(frame: FrameType) -> str:
