@@ -341,6 +341,7 @@ def _cancel_transition() -> None:
     log.debug(f"'{patch.name}': canceling patching transition, going to unpatch")
     if not transition.over:
         transition.cancel()
+    patch.enabled = transition.goal.state == PATCHED
     _complete_transition()
 
 
