@@ -70,8 +70,15 @@ class Mutex:
                 "A callback of this operation has forked, and in the child it ended there; look at what is enabled.",
             ) from None
         finally:
-            if self.mine():
-                self.release()
+            try:
+                self._let_go()
+            except BaseException:  # from a signal handler that met us on the way
+                self._let_go()
+                raise
+
+    def _let_go(self) -> None:
+        if self.mine():
+            self.release()
 
     @contextmanager
     def resting(self) -> Iterator[None]:

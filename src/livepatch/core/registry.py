@@ -138,9 +138,9 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
         state.check_compatible(patch, listed)
         patch.init()
         init_patch(patch, listed if patch.replace else [])
-        listed.append(patch)
-        loaded_patches[patch.name] = patch
         try:
+            listed.append(patch)
+            loaded_patches[patch.name] = patch
             _check_idle()
             modules.await_modules()
             modules.await_absent(patch)
