@@ -285,7 +285,7 @@ class At:
     """Raises at the n-th line of the core that the thread comes to, once.
 
     But not where a `with` ends: there only a trace function can raise, since the interpreter looks for signals
-    before the block's last step and after the lock was released; and not at a `try`, or where a `finally` makes no call.
+    before the block's last step and after the lock was released; not at a `try`, or where a `finally` makes no call.
     """
 
     never = ("with switch_lock", ".looking():", ".held():", "try:", "if _inside is me", "_inside = None")

@@ -145,7 +145,9 @@ def _suspended(case: Case) -> str | None:
 def _never(case: Case) -> str | None:
     if not case.affected or not flow.never_returns(case.affected[-1]):
         return None
-    if case.affected[-1].f_code.co_flags & (GENERATOR | ASYNC_GENERATOR):  # whoever resumes it may let it go in the middle
+    if case.affected[-1].f_code.co_flags & (
+        GENERATOR | ASYNC_GENERATOR
+    ):  # whoever resumes it may let it go in the middle
         return "goes when it is exhausted or closed"
     return f"{_name(case.affected[-1])}() {NEVER}"
 
