@@ -25,16 +25,18 @@ def in_cycles(count: int) -> Remembered:
 def test_a_collection_while_they_are_listed(ask):
     threshold = gc.get_threshold()
     gc.collect()
-    for allocations in range(100):
-        gc.disable()
-        try:
+    gc.freeze()  # or every collection goes through all that the test session has
+    try:
+        for allocations in range(100):
+            gc.disable()
             remembered = in_cycles(50)
             assert len(remembered) == 50
             gc.set_threshold(gc.get_count()[0] + allocations)
             gc.enable()
             ask(remembered)
-        finally:
-            gc.set_threshold(*threshold)
-            gc.enable()
-        gc.collect()
-        assert len(remembered) == 0
+            gc.collect()
+            assert len(remembered) == 0
+    finally:
+        gc.set_threshold(*threshold)
+        gc.enable()
+        gc.unfreeze()

@@ -566,7 +566,7 @@ def test_a_collection_while_a_stack_is_walked():
         thread.join()
 
     gates, threshold, found = [], gc.get_threshold(), []
-    for allocations in range(60):
+    for allocations in range(0, 60, 4):
         gates.append(kit.Gate())
         thread = threading.Thread(target=deep, args=[40, gates[-1]])
         thread.start()
@@ -604,7 +604,7 @@ def test_a_greenlet_that_is_resumed_while_its_stack_is_walked(module, directions
     """
     sys.setswitchinterval(1e-5)
     target = module(text)
-    for _ in range(40):
+    for _ in range(20):
         met, inside, leave = [], threading.Event(), threading.Event()
 
         def switch(met=met, inside=inside, leave=leave):
@@ -651,7 +651,7 @@ def test_a_stack_that_is_walked_while_a_generator_on_it_yields(module):
     """The frame of one that has yielded leads nowhere: walked step by step, the stack would end there, without f."""
     sys.setswitchinterval(1e-5)
     target = module(TICKING)
-    for _ in range(60):
+    for _ in range(30):
         busy = [threading.Thread(target=target.f) for _ in range(2)]
         for thread in busy:
             thread.start()
