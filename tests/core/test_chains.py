@@ -11,6 +11,7 @@ import pytest
 from tests.core import kit
 
 import livepatch as lp
+from livepatch.core.tasks.asyncio import KIND
 from livepatch.testing import tick
 
 pytestmark = pytest.mark.usefixtures("rounds_by_hand")
@@ -161,9 +162,12 @@ def flat(met):
 
 
 async def rounds(count=4):
+    """Whole ones: a loop looks at its tasks in slices of time, which are soon over where others need the processor."""
     for _ in range(count):
         await asyncio.to_thread(tick)
         await asyncio.sleep(0)
+        while any(loop.scheduled for loop in KIND._loops.values()):
+            await asyncio.sleep(0)
 
 
 async def finished():

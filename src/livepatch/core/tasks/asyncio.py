@@ -170,15 +170,17 @@ class Loops(Kind):
         def check() -> None:
             """Idle switching: runs in the loop's thread while no task of the loop does."""
             kept: list[list[Any]] = []  # a task that ends its life here must not do so under the lock
-            with transition.looking():
-                if transition.over:
-                    return
-                transition.look_at_self(originals.get_ident(), stack(sys._getframe(1)), between_works)
-                more = self._check(transition, here, kept, originals.monotonic() + SLICE)
+            more = False
+            try:
+                with transition.looking():
+                    if transition.over:
+                        return
+                    transition.look_at_self(originals.get_ident(), stack(sys._getframe(1)), between_works)
+                    more = self._check(transition, here, kept, originals.monotonic() + SLICE)
+            finally:  # also if a signal handler has raised in there: the next round comes back
+                here.scheduled = more
             if more:
                 here.loop.call_soon(check)
-            else:
-                here.scheduled = False
 
         with switch_lock:
             # The loop's own thread may be caught in the middle of some work at every look from outside.
