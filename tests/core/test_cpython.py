@@ -9,6 +9,8 @@ import threading
 import types
 import warnings
 import weakref
+from itertools import chain, repeat
+from operator import call
 
 import pytest
 from tests.core import kit
@@ -481,3 +483,10 @@ def test_what_the_interpreter_freezes_by_itself_is_not_mistaken_for_a_program_th
     program += "; gc.freeze(); print(gc.get_freeze_count() > heap._ITS_OWN)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout == "True True\n"
+
+
+def test_where_a_collection_starts():
+    """Counted within one call in C, which makes more objects than the threshold."""
+    stats = [gc.get_stats]
+    before, *_, after = list(chain(map(call, stats), map(list, repeat((), 20000)), map(call, stats)))
+    assert (after[0]["collections"] > before[0]["collections"]) == cpython.COLLECTS_ANYWHERE

@@ -19,6 +19,7 @@ from operator import call, itemgetter, methodcaller
 from types import CodeType, FrameType
 from typing import Any
 
+from . import cpython
 from .originals import get_ident
 
 #: The frames of a stack, innermost first.
@@ -129,9 +130,11 @@ def thread_stacks() -> dict[int, Stack]:
     idents, tops = tee(chain.from_iterable(map(methodcaller("items"), _once(sys._current_frames))))
     steps = map(chain, map(itemgetter(slice(1, 2)), tops), repeat(repeat("f_back")))
     walks = map(takewhile, repeat(bool), map(accumulate, steps, repeat(getattr)))
-    found = dict(_at_once(zip(map(itemgetter(0), idents), map(list, walks), strict=False)))
-    # Our own frame is in there. It may not keep itself, or only a collection frees what all threads have in theirs;
-    # `tee` has what it gave, too.
+    seen = _at_once(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
+    found = dict(seen)
+    # Our own frames are in there. They may not keep themselves, or only a collection frees what all threads have in
+    # theirs; `tee` has what it gave, too.
+    seen.clear()
     del idents, tops, steps, walks
     found[get_ident()] = own_stack()
     return found
@@ -157,23 +160,18 @@ def _once(look: Callable[[], Any]) -> Iterator[Any]:
     return islice(iter(look, sys), 1)  # `sys` is what it never gives
 
 
-if sys.version_info >= (3, 12):
+def _at_once(items: Iterator[Any]) -> list[Any]:
+    """What an iterator made of C only gives, without anything running in between.
 
-    def _at_once(items: Iterator[Any]) -> list[Any]:
-        """What an iterator made of C only gives, without anything running in between."""
-        return list(items)
-
-else:
-
-    def _at_once(items: Iterator[Any]) -> list[Any]:
-        """What an iterator made of C only gives, without anything running in between.
-
-        Up to Python 3.11 a collection starts wherever an object is made, frame objects too, and finalizers run in it,
-        and with them other threads. The interpreter does not expect that: the frame that it makes an object for
-        may be gone then, and the process dies. So collections are off meanwhile, and turning them off and on is part of
-        the same call, since the program does that, too.
-        """
-        seen: list[Any] = []
+    Where a collection starts at any object that is made, frame objects too, finalizers run in it and let other threads
+    run. The interpreter does not expect that: the frame that it makes an object for may be gone then, and the process
+    dies. So collections are off meanwhile, and turning them off and on is part of the same call, since the program
+    does that, too.
+    """
+    seen: list[Any] = []
+    if not cpython.COLLECTS_ANYWHERE:
+        seen.extend(items)
+    else:
         switches = (gc.disable, gc.enable)
         restore = map(call, map(switches.__getitem__, map(seen.__getitem__, (0,))))
         try:
@@ -182,7 +180,9 @@ else:
             if seen and seen[0]:
                 gc.enable()
             raise
-        return seen[2:-1]
+        del seen[:2], seen[-1]
+    del items  # it may have kept what it gave
+    return seen
 
 
 def describe(frame: FrameType) -> str:
