@@ -229,8 +229,9 @@ def _local(frame: FrameType, thing: object) -> str:
 def _running(thing: object, asked: object) -> str:
     """The call that holds something, where the collector knows of none."""
     frames = list(islice(chain.from_iterable(map(_walk, sys._current_frames().values())), _FRAMES))
+    owner = thing.__self__ if type(thing) is MethodType else None  # a `with` that runs has the `__exit__` of its manager
     for frame in frames:
-        if local := _local(frame, thing):
+        if local := _local(frame, thing) or (owner is not None and _local(frame, owner)):
             return local
     own = _frame_of(asked)
     likely = [frame for frame in frames if own is not None and own.f_code.co_name in frame.f_code.co_names]
