@@ -229,7 +229,7 @@ def _local(frame: FrameType, thing: object) -> str:
 def _running(thing: object, asked: object) -> str:
     """The call that holds something, where the collector knows of none."""
     frames = list(islice(chain.from_iterable(map(_walk, sys._current_frames().values())), _FRAMES))
-    owner = thing.__self__ if type(thing) is MethodType else None  # a `with` that runs has the `__exit__` of its manager
+    owner = thing.__self__ if type(thing) is MethodType else None  # a running `with` has the `__exit__` of its manager
     for frame in frames:
         if local := _local(frame, thing) or (owner is not None and _local(frame, owner)):
             return local
