@@ -4,7 +4,6 @@ import contextlib
 import gc
 import itertools
 import re
-import sys
 import types
 import weakref
 

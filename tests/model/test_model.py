@@ -83,7 +83,7 @@ class EverybodyOut(model.Model):
         return True
 
 
-@pytest.mark.parametrize("wrong", [Lifo, Backwards, NoNops, EverybodyOut])
+@pytest.mark.parametrize("wrong", [Lifo, Backwards, NoNops, pytest.param(EverybodyOut, marks=pytest.mark.slow)])
 def test_it_is_not_blind(wrong):
     """Another idea of what the kernel does is told apart from it."""
     machine = type(f"Blind{wrong.__name__}", (Histories,), {"model_class": wrong})
