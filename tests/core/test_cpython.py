@@ -486,7 +486,7 @@ def test_what_the_interpreter_freezes_by_itself_is_not_mistaken_for_a_program_th
 
 
 def test_where_a_collection_starts():
-    """Counted within one call in C, which makes more objects than the threshold."""
+    """Counted within one call in C, which makes more objects than the threshold: so `instant` switches them off."""
     stats = [gc.get_stats]
     before, *_, after = list(chain(map(call, stats), map(list, repeat((), 20000)), map(call, stats)))
-    assert (after[0]["collections"] > before[0]["collections"]) == cpython.COLLECTS_ANYWHERE
+    assert (after[0]["collections"] > before[0]["collections"]) == (sys.version_info < (3, 12))

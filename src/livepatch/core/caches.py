@@ -11,7 +11,6 @@ only if caches were made meanwhile, which the number of references to their clas
 from __future__ import annotations
 
 import functools
-import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from types import FunctionType, MethodType
@@ -53,8 +52,7 @@ def _caches() -> list[Any]:
 def _find() -> list[Any]:
     global _known
     with thawed():
-        look = functools.partial(gc.get_referrers, functools.cached_property)
-        count, found = counted(functools._lru_cache_wrapper, look)
+        count, found = counted(functools._lru_cache_wrapper, functools.cached_property)
     caches = [thing for thing in found if type(thing) is functools._lru_cache_wrapper]
     _known = [weakref.ref(cache) for cache in caches], count - len(caches)
     _properties[:] = [weakref.ref(thing) for thing in found if type(thing) is functools.cached_property]

@@ -38,8 +38,8 @@ def functions_of(codes: Iterable[CodeType]) -> dict[int, list[FunctionType]]:
     """All function objects that carry one of the codes, by the code's id: one pass over the heap."""
     wanted = {id(code): code for code in codes}
     found: dict[int, list[FunctionType]] = {key: [] for key in wanted}
-    for thing in referrers(*wanted.values()):
-        if type(thing) is FunctionType and id(thing.__code__) in wanted and not is_version(thing):
+    for thing in referrers(*wanted.values(), of=FunctionType):
+        if id(thing.__code__) in wanted and not is_version(thing):
             found[id(thing.__code__)].append(thing)
     return found
 

@@ -15,7 +15,7 @@ from operator import call
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from .heap import is_a, referrers
+from .heap import referrers
 
 VERSION = sys.version_info[:2]
 
@@ -32,9 +32,6 @@ TYPE_PARAMS = hasattr(_function, "__type_params__")
 
 #: A frame's `f_locals` is a view of its variables (PEP 667). The older one is a copy that the frame keeps.
 LOCALS_ARE_A_VIEW = VERSION >= (3, 13)
-
-#: A collection starts wherever an object is made. The newer ones wait for the end of a Python instruction.
-COLLECTS_ANYWHERE = VERSION < (3, 12)
 
 #: `sys.remote_exec` exists (PEP 768).
 REMOTE_EXEC = hasattr(sys, "remote_exec")
@@ -94,7 +91,7 @@ def asyncio_tasks(asyncio: Any) -> Iterator[Any]:
         classes = [asyncio.Task]
         for cls in classes:
             classes += cls.__subclasses__()
-        found.update(dict.fromkeys(task for task in referrers(*classes) if is_a(task, asyncio.Task)))
+        found.update(dict.fromkeys(referrers(*classes, of=asyncio.Task)))
     return (task for task in found if task is not None and not task.done() and _initialized(task))
 
 

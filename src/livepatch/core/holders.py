@@ -26,7 +26,7 @@ from types import CellType, FrameType, FunctionType, GetSetDescriptorType, Membe
 from typing import Any, NamedTuple
 
 from . import cpython
-from .heap import is_a, referrers
+from .heap import holders, is_a
 from .stacks import describe
 
 #: With how many objects one coroutine is credited before the count is given up.
@@ -123,7 +123,7 @@ def _outwards(steps: list[_Step], things: list[Any], names: list[str]) -> list[_
             wanted.setdefault(id(step.thing), []).append(step)
     found = []
     ask = tuple([same[0].thing for same in wanted.values()])
-    for holder in referrers(*ask) if ask else ():
+    for holder in holders(*ask) if ask else ():
         if holder is ask or holder is things or type(holder) is _Step or _is_ours(holder):
             continue
         for key in wanted.keys() & set(map(id, gc.get_referents(holder))):

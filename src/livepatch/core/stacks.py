@@ -11,15 +11,14 @@ a function may well be equal). Two kinds of frame count as affected:
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, islice, repeat, takewhile, tee
-from operator import call, itemgetter, methodcaller
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, chain, repeat, takewhile, tee
+from operator import itemgetter, methodcaller
 from types import CodeType, FrameType
 from typing import Any
 
-from . import cpython
+from .instant import at_once, once
 from .originals import get_ident
 
 #: The frames of a stack, innermost first.
@@ -111,10 +110,10 @@ def stack_of(look: Look, unless: Look | None = None) -> Stack | None:
 
     `unless` is asked at the same instant: where it gives a frame, the stack cannot be had (None).
     """
-    walk = takewhile(bool, accumulate(chain(_once(look), repeat("f_back")), getattr))
+    walk = takewhile(bool, accumulate(chain(once(look), repeat("f_back")), getattr))
     if unless is None:
-        return _at_once(walk)
-    hindrance, *frames = _at_once(chain(_once(unless), walk))
+        return at_once(walk)
+    hindrance, *frames = at_once(chain(once(unless), walk))
     return None if hindrance else frames
 
 
@@ -127,10 +126,10 @@ def thread_stack(ident: int, unless: Look | None = None) -> Stack | None:
 
 def thread_stacks() -> dict[int, Stack]:
     """What all threads show, in one look instead of one for each."""
-    idents, tops = tee(chain.from_iterable(map(methodcaller("items"), _once(sys._current_frames))))
+    idents, tops = tee(chain.from_iterable(map(methodcaller("items"), once(sys._current_frames))))
     steps = map(chain, map(itemgetter(slice(1, 2)), tops), repeat(repeat("f_back")))
     walks = map(takewhile, repeat(bool), map(accumulate, steps, repeat(getattr)))
-    seen = _at_once(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
+    seen = at_once(zip(map(itemgetter(0), idents), map(list, walks), strict=False))
     found = dict(seen)
     # Our own frames are in there. They may not keep themselves, or only a collection frees what all threads have in
     # theirs; `tee` has what it gave, too.
@@ -154,35 +153,6 @@ def own_stack() -> Stack:
 
 #: How the file names of livepatch's own code begin.
 _HERE = __file__.removesuffix("core/stacks.py").removesuffix("core/stacks.pyc")
-
-
-def _once(look: Callable[[], Any]) -> Iterator[Any]:
-    return islice(iter(look, sys), 1)  # `sys` is what it never gives
-
-
-def _at_once(items: Iterator[Any]) -> list[Any]:
-    """What an iterator made of C only gives, without anything running in between.
-
-    Where a collection starts at any object that is made, frame objects too, finalizers run in it and let other threads
-    run. The interpreter does not expect that: the frame that it makes an object for may be gone then, and the process
-    dies. So collections are off meanwhile, and turning them off and on is part of the same call, since the program
-    does that, too.
-    """
-    seen: list[Any] = []
-    if not cpython.COLLECTS_ANYWHERE:
-        seen.extend(items)
-    else:
-        switches = (gc.disable, gc.enable)
-        restore = map(call, map(switches.__getitem__, map(seen.__getitem__, (0,))))
-        try:
-            seen.extend(chain(_once(gc.isenabled), _once(gc.disable), items, restore))
-        except BaseException:
-            if seen and seen[0]:
-                gc.enable()
-            raise
-        del seen[:2], seen[-1]
-    del items  # it may have kept what it gave
-    return seen
 
 
 def describe(frame: FrameType) -> str:

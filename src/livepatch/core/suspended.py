@@ -56,8 +56,8 @@ def frame_of(thing: object) -> FrameType | None:
 
 def find(codes: list[CodeType]) -> list[object]:
     """All of them that exist and have a frame of one of these codes: one pass over the heap."""
-    found = referrers(*codes) if codes else []
-    found = [thing for thing in found if is_a(thing, FrameOwner) and frame_of(thing) is not None]
+    found = referrers(*codes, of=FrameOwner) if codes else []
+    found = [thing for thing in found if frame_of(thing) is not None]
     return [thing for thing in found if not _lost(thing)] if forked else found
 
 

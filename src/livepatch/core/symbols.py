@@ -75,8 +75,8 @@ class Tables:
         self._held: dict[int, dict[str, FunctionType]] = {id(module): {} for module in modules}
         self._renamed: dict[int, dict[str, FunctionType]] = {id(module): {} for module in modules}
         patched = {id(f): r.original.co_qualname for r in redirections.values() for f in r.functions()}
-        for thing in referrers(*(module.__dict__ for module in modules)):
-            if type(thing) is FunctionType and not is_version(thing):
+        for thing in referrers(*(module.__dict__ for module in modules), of=FunctionType):
+            if not is_version(thing):
                 module = self._modules.get(id(thing.__globals__))
                 if module is not None:
                     self._look(id(module), thing, patched.get(id(thing)))

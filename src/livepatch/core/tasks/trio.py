@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from .. import blockers, originals
-from ..heap import is_a, referrers
+from ..heap import referrers
 from ..kind import Kind, View
 from ..model import TaskStatus
 from ..stacks import stack
@@ -69,7 +69,7 @@ class Runs(Kind):
         trio = _trio()
         if trio is None:
             return []
-        runs = [run for run in referrers(trio.Runner) if is_a(run, trio.Runner)]
+        runs = referrers(trio.Runner, of=trio.Runner)
         return [
             task
             for run in runs
