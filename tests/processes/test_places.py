@@ -117,6 +117,49 @@ def test_loops_of_other_threads_do_not_run_in_a_child():
     assert said == [["new", "old"], [["p", True, True]]]
 
 
+SLEEPS = {
+    "asyncio": ("asyncio.get_running_loop().call_soon(waits.set)", "asyncio.sleep(3600)", "asyncio.run(work)"),
+    "trio": (
+        "trio.lowlevel.current_trio_token().run_sync_soon(waits.set)",
+        "trio.sleep(3600)",
+        "trio.run(lambda: work)",
+    ),
+}
+
+
+@pytest.mark.parametrize("library", SLEEPS)
+def test_a_coroutine_that_ran_when_the_transition_began_and_waited_when_the_process_was_forked(library):
+    """It was nobody's when it was found, and in the child nobody comes to claim it."""
+    pytest.importorskip(library)
+    soon, sleep, begin = SLEEPS[library]
+    said = run(
+        CORO
+        + f"""
+        import {library}
+        ready, go, waits = threading.Event(), threading.Event(), threading.Event()
+        async def arrive(gate):
+            ready.set()
+            go.wait(60)
+            {soon}
+            await {sleep}
+        def loop():
+            work = target.work(arrive, ready, lambda: None)
+            {begin}
+        threading.Thread(target=loop, daemon=True).start()
+        ready.wait(60)
+        def child():
+            finish()
+            return target.f()
+        with manual_rounds():
+            lp.enable_patch(made)
+            go.set()
+            waits.wait(60)
+            print(json.dumps(in_child(child)))
+        """
+    )
+    assert said == "new"
+
+
 def test_multiprocessing_from_asyncio():
     """Workers that are forked by a task that has moved, while another one has not."""
     said = run(

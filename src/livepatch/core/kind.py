@@ -109,6 +109,10 @@ class Kind:
         """In a child that this thread has just forked: those that may go on. Called under the switch lock."""
         return []
 
+    def left_behind(self) -> Iterable[tuple[Hashable, object]]:
+        """In a child: tasks that are in memory and will never go on, each with its coroutine."""
+        return ()
+
     def start(self, transition: Transition) -> None:
         """A transition starts to move tasks: hook the creation of tasks. Called under the switch lock, and again at
         every reversal."""

@@ -424,6 +424,7 @@ class Transition:
         self._look = {}
         self._mark()
         kept = self.suspended.start(self.footprint)
+        self._drop_left_behind()
         self.calls, self._held, self._later = {}, {}, {}
         self.begun = originals.monotonic()
         self.target = self.goal
@@ -462,6 +463,7 @@ class Transition:
             self._mark()
             self.suspended.codes = codes
             kept = self.suspended.start(self.footprint)
+            self._drop_left_behind()
             self._renew_fast()
         del kept
 
@@ -484,6 +486,14 @@ class Transition:
             self.calls.pop(task, None)
             self.suspended.drop(task)
         self.suspended.drop_lost()
+        self._drop_left_behind()
+
+    def _drop_left_behind(self) -> None:
+        """In a forked child: nobody will ever resume what hangs on the tasks of loops that ran in other threads."""
+        for kind in self.kinds:
+            for task, coroutine in kind.left_behind():
+                self.suspended.claim_chain(coroutine, task)
+                self.suspended.drop(task)
 
     def force(self) -> None:
         """Move everybody who is left, wherever it is: the promise is broken from here on."""

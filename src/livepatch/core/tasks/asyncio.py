@@ -145,6 +145,11 @@ class Loops(Kind):
                 del self._loops[key]
         return [task for task in tasks if self._is_task(task) and not self._has_ended(task.get_loop())]  # type: ignore[attr-defined]
 
+    def left_behind(self) -> Iterable[tuple[Hashable, object]]:
+        asyncio = _asyncio() if self._forked else None
+        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        return [(task, task.get_coro()) for task in found if self._has_ended(task.get_loop())]
+
     def _has_ended(self, loop: Any) -> bool:
         """It was running when this process was forked, or its parent was."""
         if any(loop is left for left in self._left):

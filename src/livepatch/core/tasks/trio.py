@@ -26,6 +26,10 @@ from .boundaries import between_works, is_work
 SLICE = 0.001
 
 
+def _suspended(run: Any) -> list[Any]:
+    return [task for task in list(run.tasks) if frame_of(task.coro) is not None]
+
+
 def _trio() -> Any:
     """trio's core, once it is there and whole."""
     module = sys.modules.get("trio._core._run")
@@ -70,13 +74,11 @@ class Runs(Kind):
         if trio is None:
             return []
         runs = referrers(trio.Runner, of=trio.Runner)
-        return [
-            task
-            for run in runs
-            if run not in self._ended
-            for task in list(run.tasks)
-            if frame_of(task.coro) is not None
-        ]
+        left = {id(run) for run in self._ended}
+        return [task for run in runs if id(run) not in left for task in _suspended(run)]
+
+    def left_behind(self) -> Iterable[tuple[Hashable, object]]:
+        return [(task, task.coro) for run in self._ended for task in _suspended(run)]
 
     def notice(self, task: Hashable) -> None:
         if self._is_task(task):
@@ -88,10 +90,10 @@ class Runs(Kind):
     def after_fork(self, tasks: Iterable[Hashable]) -> list[Hashable]:
         self._scheduled, self._noticed = set(), set()
         trio = _trio()
-        # trio goes on to say that this task runs; but its run will hardly go on, and check it.
-        self._left = getattr(trio.GLOBAL_RUN_CONTEXT, "task", None) if trio is not None else None
-        if self._left is not None:
-            self._ended.append(trio.GLOBAL_RUN_CONTEXT.runner)
+        if trio is not None:
+            # trio goes on to say that this task runs; but its run will hardly go on, and check it.
+            self._left = getattr(trio.GLOBAL_RUN_CONTEXT, "task", None)
+            self._ended = referrers(trio.Runner, of=trio.Runner)
         return []
 
     def creator(self, task: Hashable) -> Hashable | None:
