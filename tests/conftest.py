@@ -2,8 +2,18 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+#: Layers that any Python serves alike: what they show of the interpreter is tested beneath them.
+ONCE = ("cli", "fs", "model")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in ONCE:
+            item.add_marker("once")
 
 
 @pytest.fixture(autouse=True)
