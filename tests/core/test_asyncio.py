@@ -12,6 +12,7 @@ from tests.core import kit
 
 import livepatch as lp
 from livepatch.core import registry
+from livepatch.core.tasks import asyncio as asyncio_kind
 from livepatch.testing import finish, tick
 
 pytestmark = pytest.mark.usefixtures("rounds_by_hand")
@@ -669,3 +670,23 @@ def test_eager_tasks_are_of_the_world_of_their_creator(target, patch):
         await taken_out()
 
     run_asyncio(main)
+
+
+def test_two_threads_that_are_the_first_to_notice_a_task_of_a_loop(monkeypatch):
+    """While tasks are listed, one that comes is noticed by its own thread; what either notices is looked at."""
+
+    async def main():
+        kind, make = asyncio_kind.Loops(), asyncio_kind._Loop
+        first, second = (asyncio.ensure_future(asyncio.sleep(0)) for _ in range(2))
+
+        def interrupted(loop):
+            monkeypatch.setattr(asyncio_kind, "_Loop", make)
+            kind.notice(second)
+            return make(loop)
+
+        monkeypatch.setattr(asyncio_kind, "_Loop", interrupted)
+        kind.notice(first)
+        (here,) = kind._loops.values()
+        assert {task for tasks in here.held for task in tasks} == {first, second}
+
+    asyncio.run(main())

@@ -126,8 +126,8 @@ class Loops(Kind):
         if self._is_task(task):
             loop = task.get_loop()
             here = self._loops.get(id(loop))
-            if here is None:
-                here = self._loops[id(loop)] = _Loop(loop)
+            if here is None:  # in one step: while tasks are listed, those that come are noticed by their own thread
+                here = self._loops.setdefault(id(loop), _Loop(loop))
             here.add(task)
 
     def before_fork(self) -> None:
