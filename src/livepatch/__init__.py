@@ -3,6 +3,7 @@
 from .agent import start_agent
 from .core import shadow
 from .core.attributes import tree
+from .core.instances import each_instance
 from .core.log import dmesg
 from .core.model import (
     Body,
@@ -44,6 +45,7 @@ __all__ = [
     "TaskStatus",
     "disable_patch",
     "dmesg",
+    "each_instance",
     "enable_patch",
     "force_transition",
     "get_prev_state",

@@ -67,9 +67,8 @@ class At:
         return self.trace
 
 
-def at_rest(target, name="p"):
+def at_rest(target):
     """No transition, no lock, and everybody runs what the list of patches says. Says which version that is."""
-    print("cut off at", *where[-1:])
     assert registry.running_transition() is None
     assert free(), (switch_lock, lists.mutex._lock)
     enabled = any(patch.enabled for patch in lp.patches())
@@ -90,17 +89,13 @@ def operations(target):
     return enable, disable
 
 
-#: Where operations were cut off.
-where: list[str] = []
-
-
 def cut_off(target, operation, number):
     """Whether the operation was cut off by an exception at this line; what comes after goes on as usual."""
     try:
         with At(number):
             operation()
     except Interrupt as error:
-        where.append(str(error))
+        print("cut off at", error)
         return True
     return False
 

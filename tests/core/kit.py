@@ -8,6 +8,7 @@ import time
 import types
 import weakref
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import livepatch as lp
 from livepatch.core import lists, registry
@@ -24,6 +25,32 @@ def until(condition, what: str = "what the test waits for") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"in vain: {what}"
         time.sleep(0.001)
+
+
+@contextmanager
+def meanwhile(program, *, threads=2, interval=2e-5):
+    """Threads that do this over and over, at that switch interval, and what the first to fail raised, at the end."""
+    over, failed = threading.Event(), []
+
+    def run():
+        try:
+            while not over.is_set():
+                program()
+        except BaseException as error:
+            failed.append(error)
+
+    sys.setswitchinterval(interval)
+    running = [threading.Thread(target=run) for _ in range(threads)]
+    try:
+        for thread in running:
+            thread.start()
+        yield
+    finally:
+        over.set()
+        for thread in running:
+            thread.join(PATIENCE)
+    if failed:
+        raise failed[0]
 
 
 class Gate:

@@ -1,11 +1,11 @@
 """What the collector shows of a program that goes on meanwhile."""
 
 import sys
-import threading
 
 import pytest
 from tests.core import kit
 
+import livepatch as lp
 from livepatch.core import caches, carriers, heap, suspended, symbols
 
 
@@ -30,6 +30,8 @@ QUESTIONS = {
     "generators": (lambda: suspended.find([waiting.__code__]), waiting.__code__),
     "symbols": (lambda: symbols.Tables([sys.modules[__name__]]), globals()),
     "instances": (lambda: heap.instances(Thing), THING),
+    "each instance": (lambda: list(lp.each_instance(Thing)), THING),
+    "size": (heap.size, THING),
     "caches": (caches.cached, type(caches.cached)),
     "holders": (lambda: heap.holders(GENERATOR), GENERATOR),
 }
@@ -39,30 +41,10 @@ QUESTIONS = {
 def test_tuples_that_are_being_made_are_left_alone(question):
     """Who holds one, even for an instant in which others run, lets `tuple(...)` of somebody fail: a SystemError."""
     ask, thing = QUESTIONS[question]
-    over, made, failed = threading.Event(), [], []
-
-    def program():
-        while not over.is_set():
-            try:
-                made.append(len(tuple(thing for _ in range(25))))
-            except SystemError as error:
-                failed.append(error)
-                return
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    threads = [threading.Thread(target=program) for _ in range(2)]
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in range(60):
+    made = []
+    with kit.meanwhile(lambda: made.append(len(tuple(thing for _ in range(25)))), interval=1e-6):
+        for _ in range(30):
             ask()
-    finally:
-        sys.setswitchinterval(interval)
-        over.set()
-        for thread in threads:
-            thread.join(kit.PATIENCE)
-    assert not failed
     assert set(made) == {25}
 
 

@@ -511,7 +511,7 @@ def test_a_half_imported_module_is_refused_at_its_end(on_disk, worker, called):
 
 def test_importing_and_enabling_race(on_disk, monkeypatch):
     """Whoever wins, in the end the module is patched, or one of the two said no."""
-    for attempt in range(60):
+    for attempt in range(30):
         name = f"lp_race{attempt}"
         on_disk(name)
         start, outcome = threading.Barrier(2), {}

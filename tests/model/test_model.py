@@ -1,7 +1,7 @@
 """The library against the model, over random histories; see `machine.py`.
 
-`LIVEPATCH_HISTORIES=20000 ./run test --python 3.11 tests/model` tries more of them than the usual thousand, other
-ones each time.
+`LIVEPATCH_HISTORIES=20000 ./run test --python 3.11 tests/model` tries more of them than the usual hundreds, other
+ones each time, and takes the time for an idea that is hard to tell apart.
 """
 
 import os
@@ -39,10 +39,10 @@ def test_a_hundred_histories():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_a_thousand_histories(part):
+def test_hundreds_of_histories(part):
     """Derandomized histories depend on the machine's name, so each part has its own."""
     machine = type(f"Histories{part}", (Histories,), {})
-    run(machine, (MORE or 1000) // PARTS, random=bool(MORE))
+    run(machine, (MORE or 400) // PARTS, random=bool(MORE))
 
 
 class Lifo(model.Model):
@@ -83,7 +83,7 @@ class EverybodyOut(model.Model):
         return True
 
 
-@pytest.mark.parametrize("wrong", [Lifo, Backwards, NoNops, pytest.param(EverybodyOut, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wrong", [Lifo, Backwards, NoNops, *[EverybodyOut] * bool(MORE)])
 def test_it_is_not_blind(wrong):
     """Another idea of what the kernel does is told apart from it."""
     machine = type(f"Blind{wrong.__name__}", (Histories,), {"model_class": wrong})

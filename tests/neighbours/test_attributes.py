@@ -18,7 +18,7 @@ from tests.core import kit
 import livepatch as lp
 from livepatch.testing import finish
 
-pytestmark = pytest.mark.usefixtures("rounds_by_hand")
+pytestmark = [pytest.mark.usefixtures("rounds_by_hand"), pytest.mark.once]
 
 SOURCE = """
     import functools

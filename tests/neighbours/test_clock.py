@@ -11,7 +11,6 @@ import pytest
 from tests.core import kit
 
 import livepatch as lp
-from livepatch import agent
 from livepatch.core import originals, registry
 
 SOURCE = """
@@ -58,7 +57,6 @@ def test_the_clock_is_the_usual_one():
 def test_the_agent_makes_its_rounds(module, held, frozen):
     """The transition has to wait for a thread, so that it takes more than the first round."""
     target = module(SOURCE)
-    agent.start_agent()
     held.begin(target.f)
     with frozen:
         lp.enable_patch(kit.built("p", target, NEW, "f"))

@@ -10,8 +10,6 @@ import enum
 import errno
 import inspect
 import random
-import sys
-import threading
 
 import pytest
 from tests.core import kit
@@ -22,7 +20,7 @@ from livepatch.core import neighbours
 from livepatch.core.codes import definitions
 from livepatch.testing import finish
 
-pytestmark = pytest.mark.usefixtures("rounds_by_hand")
+pytestmark = [pytest.mark.usefixtures("rounds_by_hand"), pytest.mark.once]
 
 SOURCE = """
     import asyncio
@@ -253,18 +251,13 @@ def test_an_unloaded_module_gets_its_functions_back_from_under_wrappers(module, 
 
 def test_patches_and_wrappers_come_and_go_under_threads(target):
     """What a function says and what it calls are of one version, through a wrapper or not."""
-    seen, over, dice = set(), threading.Event(), random.Random(4)
+    seen, dice = set(), random.Random(4)
 
     def hammer():
-        while not over.is_set():
-            for made in (target.f(1), next(target.gen(1))):
-                seen.add((made[-4], made[-1]))
+        for made in (target.f(1), next(target.gen(1))):
+            seen.add((made[-4], made[-1]))
 
-    sys.setswitchinterval(2e-5)
-    threads = [threading.Thread(target=hammer) for _ in range(2)]
-    try:
-        for thread in threads:
-            thread.start()
+    with kit.meanwhile(hammer):
         for _ in range(6):
             unwraps = []
             first = dice.choice([None, target.f, target.gen])
@@ -282,10 +275,6 @@ def test_patches_and_wrappers_come_and_go_under_threads(target):
                 unwraps.pop()()
             finish()
             lp.unload_patch("p")
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
     assert seen == {("old", "old"), ("new", "new")}
     assert target.f(1) == ("old", 1, 2, "old")
 

@@ -34,6 +34,35 @@ def is_version(function: FunctionType) -> bool:
     return function in _version_functions
 
 
+#: Functions that a patch has taken out of their places, or that it has brought and has taken back.
+_aside: weakref.WeakSet[FunctionType] = weakref.WeakSet()
+
+
+def set_aside(functions: Iterable[FunctionType], aside: bool) -> None:
+    """Whether the names of these functions mean others now, although somebody still holds them."""
+    for function in functions:
+        (_aside.add if aside else _aside.discard)(function)
+
+
+#: Functions that a patch has put in the place of others.
+_brought: weakref.WeakSet[FunctionType] = weakref.WeakSet()
+
+
+def bring(function: FunctionType) -> None:
+    """A patch puts this function in the place of another one."""
+    _brought.add(function)
+
+
+def is_brought(function: FunctionType) -> bool:
+    """Before any patch, this function's name meant another one."""
+    return function in _brought
+
+
+def is_aside(function: FunctionType) -> bool:
+    """This function has a module's name, and is not what the name means."""
+    return function in _aside
+
+
 def functions_of(codes: Iterable[CodeType]) -> dict[int, list[FunctionType]]:
     """All function objects that carry one of the codes, by the code's id: one pass over the heap."""
     wanted = {id(code): code for code in codes}

@@ -137,11 +137,22 @@ def global_names(code: CodeType) -> tuple[set[str], set[str]]:
     return read, assigned
 
 
+def own_global_reads(code: CodeType) -> set[str]:
+    """The names that a function reads in the module's namespace, without the functions inside of it."""
+    read = {code.co_names[arg >> 1] for op, arg in _instructions(code) if op == _LOAD_GLOBAL}
+    if not code.co_flags & OPTIMIZED:
+        read |= set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType) and not is_function(constant):
+            read |= own_global_reads(constant)
+    return read
+
+
 def _shape(code: CodeType) -> tuple[object, ...]:
     return (
         code.co_name,
         code.co_qualname,
-        code.co_flags & ~(HAS_DOCSTRING | FUTURE_ANNOTATIONS),
+        code.co_flags & ~(HAS_DOCSTRING | FUTURE_ANNOTATIONS | ITERABLE_COROUTINE),
         code.co_argcount,
         code.co_posonlyargcount,
         code.co_kwonlyargcount,

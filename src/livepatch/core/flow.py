@@ -48,6 +48,14 @@ def never_returns(frame: FrameType) -> bool:
     return bool(flow.returning) and not flow.returning[flow.number(frame.f_lasti)]
 
 
+def goes_on_for_ever(code: CodeType) -> bool:
+    """A call that begins here runs in a loop, and no `return` can be reached: only an exception ends it."""
+    flow = _flow(code)
+    return (
+        bool(flow.returning) and not flow.returning[0] and any(flow.returns_to(at) for at in range(len(flow.offsets)))
+    )
+
+
 def may_repeat(frame: FrameType) -> bool:
     """From where this frame is one may come to the same place again."""
     flow = _flow(frame.f_code)

@@ -50,6 +50,12 @@ def instances(cls: type) -> list[Any]:
         return at_once(_only(once(gc.get_objects), (cls,)))
 
 
+def size() -> int:
+    """How many objects the collector knows."""
+    with thawed():
+        return int(at_once(map(len, once(gc.get_objects)))[0])
+
+
 def counted(cls: type, *others: type) -> tuple[int, list[Any]]:
     """How often something refers to a class, as each of its instances does if it was made by a specification, and the
     instances of it and others at the very same instant. Counts of the same expression compare."""

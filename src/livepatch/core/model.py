@@ -8,7 +8,7 @@ changes, the second belongs to the registry and is reset by `init()` each time t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -72,9 +72,13 @@ class Func:
     redefinitions): 0 means the name must be unique, n means the n-th in order of definition. An `immediate`
     function takes no part in the consistency model. `suspended="ignore"` lets suspended generators and
     coroutines of the function run on in their version without holding up a transition.
+
+    `born` is for functions that the patch itself puts in place, in `pre_patch`: the code with which they are born,
+    which is their original. It is not looked up, and nothing of that name need exist.
     """
 
     __slots__ = (
+        "born",
         "immediate",
         "new_func",
         "nop",
@@ -95,8 +99,10 @@ class Func:
         old_sympos: int = 0,
         immediate: bool = False,
         suspended: str = "wait",
+        born: CodeType | None = None,
     ) -> None:
         # The author's part.
+        self.born = born
         self.old_name = old_name
         self.new_func = new_func
         self.old_sympos = old_sympos
@@ -149,12 +155,36 @@ class Callbacks:
         self.post_unpatch = post_unpatch
 
 
+class Value:
+    """A name that means something else when the patch is in force: of a module, a class, or any object.
+
+    `by_world`: while a transition runs, each task sees the value of its world, as far as `values.py` can do that;
+    otherwise the name changes when the transition is over.
+    """
+
+    __slots__ = ("by_world", "is_set", "name", "new", "old", "place", "seen")
+
+    def __init__(self, place: Any, name: str, new: Any, old: Any, *, by_world: bool = True) -> None:
+        self.place = place
+        self.name = name
+        self.new = new
+        self.by_world = by_world
+        # The core's part.
+        self.seen = old  # what was there when the patch came
+        self.old = old  # what it goes back to
+        self.is_set = False
+
+
 class Object:
     """One Python module that a patch touches, by dotted name; None is the main program.
 
     The module need not be imported: then the object waits for it. Callbacks find the live module in `module`
     and "LIVE", "COMING" or "GOING" in `module_state` (both None while it is absent, the state also for the
     base object).
+
+    `instances` has callbacks for data that must follow code, by the names of classes in the module: each is called with
+    every instance that is alive at that moment, of subclasses, too; see `each_instance`. What they return does not
+    matter. A `pre_patch` that raises refuses the patch. Of the others, exceptions are counted and logged.
     """
 
     __slots__ = (
@@ -164,21 +194,31 @@ class Object:
         "dynamic",
         "entry",
         "funcs",
+        "instances",
         "module",
         "module_state",
         "name",
         "nops",
         "patched",
         "post_unpatch_due",
+        "values",
     )
 
-    def __init__(self, name: str | None, funcs: Iterable[Func] = (), *, callbacks: Callbacks | None = None) -> None:
+    def __init__(
+        self,
+        name: str | None,
+        funcs: Iterable[Func] = (),
+        *,
+        callbacks: Callbacks | None = None,
+        instances: Mapping[str, Callbacks] | None = None,
+    ) -> None:
         # The author's part.
         self.name = name
         self.funcs = list(funcs)
         self.callbacks = callbacks or Callbacks()
+        self.instances = dict(instances or {})
         #: Its callbacks need what the module's body defines: a module that comes gets it when the body has run.
-        self.after_body = False
+        self.after_body = bool(self.instances)
         self._init()
 
     def init(self) -> None:
@@ -192,6 +232,7 @@ class Object:
         self.entry: object = None  # what was in sys.modules under its name; a body may put something else there
         self.module_state: str | None = None
         self.derived: list[Func] = []  # the functions around nested ones, which must make redirected closures
+        self.values: list[Value] = []  # may be filled as late as the `pre_patch` callback
         self.nops: list[Func] = []  # what patches that are being replaced have here, and this one has not
         self.dynamic = False  # made by an atomic replace, to hold nothing but nops
         self.patched = False  # its functions are on their stacks; true as well if it has none
@@ -204,7 +245,7 @@ class Object:
     def forget_module(self) -> None:
         """The module has gone, or was refused: the object waits for it again. A running transition is not touched."""
         self.module = self.entry = self.module_state = None
-        self.derived = []
+        self.derived, self.values = [], []
         self.patched = self.post_unpatch_due = False
         for func in [*self.funcs, *self.nops]:
             func.old_code = None

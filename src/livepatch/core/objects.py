@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import NamedTuple
 
-from . import caches, redirect
+from . import caches, redirect, values
 from .carriers import functions_of
 from .codes import kind
+from .kind import PATCHED, UNPATCHED
 from .model import Body, Func, Object, Patch
 from .redirect import Redirection, redirections
 from .resolve import current_codes
@@ -78,6 +79,8 @@ def patch_object(obj: Object, found: Found, transition: Transition | None) -> No
             redirection.settle()
     if transition is not None:
         install(obj, transition, found)
+    else:
+        values.settle(obj, PATCHED)
     obj.patched = True
 
 
@@ -90,12 +93,14 @@ def fronts(obj: Object) -> list[Redirection]:
 def install(obj: Object, transition: Transition, found: Found) -> None:
     """Trampolines for all that the object decides; enclosing functions last, since they make the births."""
     nested: dict[int, Redirection] = {}
+    worlds = values.to_substitute(obj)
+    values.install(obj, transition)
     for redirection in fronts(obj):
         if redirection.stack[0].immediate:
             continue
         if redirection.nested:
             nested |= {id(code): redirection for code in redirection.codes()}
-        redirection.install(transition, nested, found.cached)
+        redirection.install(transition, nested, found.cached, worlds)
 
 
 def surface(obj: Object) -> None:
@@ -136,6 +141,7 @@ def unpatch_object(obj: Object) -> None:
     """Take every function of the object off its stack. What calls reach changes with `settle`."""
     for func in obj.all_funcs():
         _take_off(func)
+    values.settle(obj, UNPATCHED)
     obj.patched = False
 
 

@@ -30,12 +30,13 @@ from typing import Any
 from . import log, neighbours
 from .carriers import Carriers, add_version, functions_of, is_version
 from .codes import ITERABLE_COROUTINE, kind
-from .kind import PATCHED, UNPATCHED
+from .kind import IDLE, PATCHED, UNPATCHED
 from .model import Body, Func, LivepatchError
 from .remembered import Remembered
 from .stacks import Footprint
 from .trampoline import forwarder, parameters, replace_constants, trampoline
 from .transition import Token, Transition
+from .values import substitute
 
 
 def as_original(function: FunctionType, func: Func) -> FunctionType:
@@ -60,6 +61,7 @@ class Redirection(Carriers):
         self._transition: Transition | None = None
         self._nested: dict[int, Redirection] = {}
         self._births: dict[int, CodeType] = {}  # by state
+        self._values: tuple[int, dict[str, object]] = IDLE, {}  # for the code of one state; see `values.py`
         self._versions: tuple[Transition, Func | None, Func] | None = None  # what it chooses between
 
     # -- the versions -------------------------------------------------------------------------------
@@ -170,14 +172,21 @@ class Redirection(Carriers):
 
     # -- in and out of a transition -----------------------------------------------------------------
 
-    def install(self, transition: Transition, nested: dict[int, Redirection], cached: set[int]) -> None:
+    def install(
+        self,
+        transition: Transition,
+        nested: dict[int, Redirection],
+        cached: set[int],
+        values: tuple[int, dict[str, object]],
+    ) -> None:
         """Put trampolines into all function objects.
 
-        `nested` are redirections in the same patch, by original code; `cached` the ids of the functions behind caches.
+        `nested` are redirections in the same patch, by original code; `cached` the ids of the functions behind caches;
+        `values` are global names that mean something else in the world of a state.
         """
         func = self.front()
         assert func is not None
-        self._transition, self._nested = transition, dict(nested)
+        self._transition, self._nested, self._values = transition, dict(nested), values
         below = self.below(func)
         self._versions = transition, below, func
         counted = kind(self.original) == "function"
@@ -206,7 +215,7 @@ class Redirection(Carriers):
     def arrive(self, cached: set[int]) -> None:
         """Function objects were adopted late: give them what all others have."""
         if self._transition is not None:
-            self.install(self._transition, self._nested, cached)
+            self.install(self._transition, self._nested, cached, self._values)
         else:
             self.settle()
 
@@ -214,6 +223,8 @@ class Redirection(Carriers):
         """The code of a version as it runs during the transition: what it gives birth to is redirected."""
         births = {key: inner.birth(state) for key, inner in self._nested.items() if inner is not self}
         copy = replace_constants(code, births)
+        if state == self._values[0]:
+            copy = substitute(copy, self._values[1])
         if copy is not code:
             _copies.add(copy, self.original, code)
         return copy
@@ -282,6 +293,7 @@ class Redirection(Carriers):
             _stale.add(code, self.original)
         self._transition = self._versions = None
         self._nested = {}
+        self._values = IDLE, {}
         self._trampolines = []
         self._births = {}
         # By id: another `Func` may get the id of one that was taken off.

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Protocol
 
-from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state
+from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state, values
 from . import tasks as task_kinds
 from .kind import PATCHED, UNPATCHED
 from .lists import changing, exclusively, interrupted, listed, loaded_patches, taints, transition_of
@@ -185,7 +185,9 @@ def _enable(patch: Patch) -> None:
         _init_transition(patch, PATCHED)
         for obj in present:  # a callback may import more; those are applied as they come
             callbacks.pre_patch(obj)
-            if found is None:
+            if patch.replace:
+                values.add_nops(obj, [other for p in listed if p is not patch for other in p.objects])
+            if found is None or any(func.born is not None for func in obj.funcs):
                 found = objects.find(objects.funcs(patch))
             _patch_object(obj, found, _running()[1])
     except TakenOver:
@@ -284,7 +286,8 @@ class _Completion:
         self.touched = objects.redirections_of(patch)
         enabled = transition.goal.state == PATCHED
         self.replaced = listed[: listed.index(patch)] if patch.replace and enabled else []
-        self.callbacks = [obj for obj in patch.objects if obj.module is not None]
+        steps = callbacks.post_patch_steps if enabled else callbacks.post_unpatch_steps
+        self.callbacks = [step for obj in patch.objects if obj.module is not None for step in steps(obj)]
 
 
 _completion: _Completion | None = None
@@ -302,6 +305,9 @@ def _complete_transition() -> None:
     if goal == UNPATCHED:
         for obj in patch.all_objects():
             objects.unpatch_object(obj)
+    else:
+        for obj in patch.all_objects():
+            values.settle(obj, PATCHED)
     for other in replaced:
         other.enabled = False
         for obj in other.objects:
@@ -324,8 +330,7 @@ def _conclude() -> None:
     patch, transition = _running()
     goal = transition.goal.state
     while _completion.callbacks:
-        obj = _completion.callbacks.pop(0)
-        (callbacks.post_patch if goal == PATCHED else callbacks.post_unpatch)(obj)
+        _completion.callbacks.pop(0)()
     log.notice(f"'{patch.name}': {_name(goal)} complete")
     for gone in _completion.replaced if goal == PATCHED else [patch]:
         if gone in listed:

@@ -23,7 +23,8 @@ def add_nops(patch: Patch, replaced: Iterable[Patch]) -> None:
                 mine.dynamic = True
                 patch.dynamic.append(mine)
             for func in obj.funcs:
-                if func.key not in {known.key for known in [*mine.funcs, *mine.nops]}:
+                # What a patch has brought itself is its own, whatever the name.
+                if func.born is not None or func.key not in {known.key for known in [*mine.funcs, *mine.nops]}:
                     nop = _nop(func)
                     nop.old_code, nop.twins = func.old_code, func.twins
                     mine.nops.append(nop)
@@ -49,5 +50,6 @@ def discard_nops(patch: Patch) -> None:
 
 def _nop(func: Func) -> Func:
     nop = Func(func.old_name, None, old_sympos=func.old_sympos, immediate=func.immediate, suspended=func.suspended)
+    nop.born = func.born
     nop.nop = True
     return nop

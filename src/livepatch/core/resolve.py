@@ -11,7 +11,8 @@ from typing import Protocol
 
 from . import redirect
 from .codes import kind
-from .model import Body, Func, LivepatchError, Object, Patch, State
+from .instances import class_of
+from .model import Body, Callbacks, Func, LivepatchError, Object, Patch, State
 from .redirect import Redirection, redirections
 from .replace import add_derived_nops, add_nops
 from .symbols import Symbol, Tables, loaded_module
@@ -32,6 +33,10 @@ def check_author(patch: Patch) -> None:
             raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}': an object needs the name of a module, or None.")
         if names.count(obj.shown_name) > 1:
             raise LivepatchError(errno.EEXIST, f"Patch '{patch.name}' has the object '{obj.shown_name}' twice.")
+        for path, wanted in obj.instances.items():
+            if not (isinstance(path, str) and path and isinstance(wanted, Callbacks)):
+                sentence = f"Patch '{patch.name}': instances are Callbacks by names of classes in '{obj.shown_name}'."
+                raise LivepatchError(errno.EINVAL, sentence)
         keys = [func.key for func in obj.funcs]
         for func in obj.funcs:
             if not func.old_name or not isinstance(func.old_name, str) or len(func.old_name) >= 512:
@@ -74,7 +79,10 @@ def init_patch(patch: Patch, replaced: list[Patch]) -> None:
         if obj.module is not None:
             obj.module_state = None if obj.name is None else "LIVE"
             present.append(obj.module)
-    tables = Tables(present) if any(obj.funcs or obj.nops for obj in patch.all_objects()) else None
+            for path in obj.instances:
+                class_of(obj, path)
+    needed = any(obj.funcs or obj.nops for obj in patch.all_objects())
+    tables = Tables(present, before=patch.replace) if needed else None
     for obj in patch.all_objects():
         if obj.module is not None and tables is not None:
             for nop in obj.nops:
@@ -100,6 +108,9 @@ def init_object(obj: Object, tables: Symbols, replaced: list[Patch]) -> None:
 
 def _resolve(func: Func, obj: Object, tables: Symbols) -> None:
     assert obj.module is not None
+    if func.born is not None:
+        func.old_code, func.twins = func.born, ()
+        return
     symbol = tables.find(obj.module, func.old_name, func.old_sympos, obj.kernel_name)
     func.old_code, func.twins = symbol.code, symbol.twins
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
@@ -277,6 +277,13 @@ class Suspended:
         for entry in list(self._by_owner.pop(task, {}).values()):
             self._by_id.pop(entry.key, None)
             self._wandering.pop(entry.key, None)
+
+    def drop_chains(self, left: Iterable[tuple[Hashable, object]]) -> None:
+        """The same for what hangs on the coroutines of such tasks; they are asked for only if something is nobody's."""
+        if self._by_owner.get(None):
+            for task, coroutine in left:
+                self.claim_chain(coroutine, task)
+                self.drop(task)
 
     def strays(self, entry: Entry) -> bool:
         """A generator in code to be left is alive, and anybody may resume it."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import NamedTuple
 
 from . import log, neighbours
-from .carriers import is_version
+from .carriers import is_aside, is_brought, is_version
 from .codes import definitions, is_function
 from .heap import referrers
 from .model import BASE_OBJECT, LivepatchError
@@ -65,9 +66,13 @@ def front_code(code: CodeType) -> CodeType:
 
 
 class Tables:
-    """Symbol tables of several modules, made in one pass over the heap."""
+    """Symbol tables of several modules, made in one pass over the heap.
 
-    def __init__(self, modules: list[ModuleType]) -> None:
+    Patches may have put functions in the place of others; `before` asks for those that were there before.
+    """
+
+    def __init__(self, modules: list[ModuleType], *, before: bool = False) -> None:
+        hidden = is_brought if before else is_aside
         self._modules = {id(module.__dict__): module for module in modules}
         self._codes: dict[int, dict[int, CodeType]] = {id(module): {} for module in modules}
         self._standing_in = stand_ins()
@@ -76,7 +81,7 @@ class Tables:
         self._renamed: dict[int, dict[str, FunctionType]] = {id(module): {} for module in modules}
         patched = {id(f): r.original.co_qualname for r in redirections.values() for f in r.functions()}
         for thing in referrers(*(module.__dict__ for module in modules), of=FunctionType):
-            if not is_version(thing):
+            if not is_version(thing) and not hidden(thing):
                 module = self._modules.get(id(thing.__globals__))
                 if module is not None:
                     self._look(id(module), thing, patched.get(id(thing)))
@@ -162,11 +167,24 @@ class Tables:
 
     def check_free(self, module: ModuleType, name: str) -> None:
         """Raise LivepatchError (EBUSY) if this function, or one around it, carries code of somebody else's."""
+        for around, function in self._foreign(module, name):
+            raise neighbours.held(around, module, function.__code__)
+
+    def foreign_code(self, module: ModuleType, name: str) -> CodeType | None:
+        """The code of somebody else's that `find` would refuse this function for, if any. Writes nothing to the log."""
+        for _, function in self._foreign(module, name):
+            return function.__code__
+        renamed = self._renamed[id(module)].get(name)
+        if renamed is None or self.all(module, name) or not self._has_lost(module, name, renamed.__code__):
+            return None
+        return renamed.__code__
+
+    def _foreign(self, module: ModuleType, name: str) -> Iterator[tuple[str, FunctionType]]:
         parts = name.split(".<locals>.")
         for around in [".<locals>.".join(parts[: count + 1]) for count in range(len(parts))]:
             function = self._held[id(module)].get(around)
             if function is not None:
-                raise neighbours.held(around, module, function.__code__)
+                yield around, function
 
     def _defines(self, module: ModuleType, name: str) -> bool:
         return any(defined == name for defined, _, _ in self._from_loader(module))

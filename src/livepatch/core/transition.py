@@ -490,10 +490,7 @@ class Transition:
 
     def _drop_left_behind(self) -> None:
         """In a forked child: nobody will ever resume what hangs on the tasks of loops that ran in other threads."""
-        for kind in self.kinds:
-            for task, coroutine in kind.left_behind():
-                self.suspended.claim_chain(coroutine, task)
-                self.suspended.drop(task)
+        self.suspended.drop_chains(left for kind in self.kinds for left in kind.left_behind())
 
     def force(self) -> None:
         """Move everybody who is left, wherever it is: the promise is broken from here on."""

@@ -108,9 +108,12 @@ class Loops(Kind):
         return look
 
     def tasks(self) -> Iterable[Any]:
-        asyncio = _asyncio()
-        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        found = self._everywhere()
         return (task for task in found if not self._has_ended(task.get_loop())) if self._forked else found
+
+    def _everywhere(self) -> Iterable[Any]:
+        asyncio = _asyncio()
+        return cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
 
     def _is_task(self, task: object) -> bool:
         return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
@@ -146,8 +149,7 @@ class Loops(Kind):
         return [task for task in tasks if self._is_task(task) and not self._has_ended(task.get_loop())]  # type: ignore[attr-defined]
 
     def left_behind(self) -> Iterable[tuple[Hashable, object]]:
-        asyncio = _asyncio() if self._forked else None
-        found = cpython.asyncio_tasks(asyncio) if asyncio is not None else ()
+        found = self._everywhere() if self._forked else ()
         return [(task, task.get_coro()) for task in found if self._has_ended(task.get_loop())]
 
     def _has_ended(self, loop: Any) -> bool:
