@@ -94,6 +94,7 @@ def test_start_agent_from_many_threads_makes_one():
         threads = [threading.Thread(target=lambda: found.append(lp.start_agent())) for _ in range(20)]
         for t in threads: t.start()
         for t in threads: t.join()
+        while threading.active_count() < 2: pass    # until it has begun
         say(len(set(found)), threading.active_count())
         hear()
     """

@@ -1,5 +1,6 @@
 """Packages on disk and archives for them; afterwards nothing of either is left in the process."""
 
+import dataclasses
 import importlib
 import linecache
 import sys
@@ -34,6 +35,12 @@ class Package:
     def load(self, name="lp_pkg.m"):
         return importlib.import_module(name)
 
+    def hooked(self, hooks, old, new):
+        """The archive of a step with hooks, and the module, which is imported."""
+        self.have(old)
+        module = self.load()
+        return dataclasses.replace(self.archive(new), hooks=textwrap.dedent(hooks).encode()), module
+
     def archive(self, tree, name="fix", **options):
         """The archive of the step to these files, all others being as they are."""
         new = self.root / name
@@ -58,3 +65,10 @@ def package(tmp_path, monkeypatch):
     assert not left
     assert not redirect.redirections
     assert not [file for file in linecache.cache if file.startswith("<livepatch")]
+
+
+@pytest.fixture
+def worker():
+    made = kit.Worker()
+    yield made
+    made.close()

@@ -1,11 +1,11 @@
 """What the tests of archives in a live process share."""
 
 import pytest
-from tests.core.kit import take_out
+from tests.core.kit import Gate, take_out
 
 import livepatch as lp
 from livepatch.core.model import LivepatchError
-from livepatch.testing import finish
+from livepatch.testing import finish, manual_rounds
 
 #: The module that most of them patch.
 M = "lp_pkg/m.py"
@@ -31,3 +31,20 @@ def refusal(action, *arguments, **options):
         action(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def in_both_worlds(patch, worker, gate, hold, look):
+    """What a task sees that has moved, and one that has not; while a patch comes, and while it goes."""
+    seen = []
+    for step in (lambda: lp.enable_patch(patch), lambda: lp.disable_patch(patch.name)):
+        gate = Gate()
+        with manual_rounds():
+            stayed = worker.begin(lambda gate=gate: (hold(gate), look()))
+            gate.arrived()
+            step()
+            seen.append(look())
+            gate.open()
+            seen.append(stayed.result(60))
+            finish()
+    lp.unload_patch(patch.name)
+    return seen

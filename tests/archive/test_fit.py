@@ -210,6 +210,21 @@ def test_future_annotations_are_strings(package):
     disabled(patch)
 
 
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_annotations_of_modules_and_classes_stay(package, future):
+    """Those of what is added are for type checkers, and nothing of them may remain."""
+    package.have({M: future + "class C:\n    a: int = 1\nx: int = 1\ndef f(): return C.a"})
+    m = package.load()
+    new = "class C:\n    a: int = 1\n    b: str = 'b'\nx: int = 1\ny: str = 'y'\ndef f(): return C.b + y"
+    archive = package.archive({M: future + new})
+    before = m.C.__annotations__.copy(), m.__annotations__.copy()
+    enabled(fit.bind(archive))
+    assert m.f() == "by"
+    assert (m.C.__annotations__, m.__annotations__) == before
+    disabled(archive.manifest)
+    assert (m.C.__annotations__, m.__annotations__) == before
+
+
 def test_constants_change_at_completion_and_importers_follow(package):
     tree = {
         "lp_pkg/v.py": "__version__ = '1'\nversion = (1, 0)",

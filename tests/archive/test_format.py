@@ -14,9 +14,11 @@ from livepatch.archive import format
 from livepatch.archive.format import (
     AddedEntry,
     Archive,
+    CacheEntry,
     ConstantEntry,
     FunctionEntry,
     Manifest,
+    ModuleEntry,
     ObjectEntry,
     RemovedEntry,
 )
@@ -28,7 +30,7 @@ ARCHIVE = Archive(
         version="1.1",
         description="Größer",
         requires_python=">=3.8",
-        distribution={"name": "p", "from": "1.0", "to": "1.1"},
+        distributions=({"name": "p", "from": "1.0", "to": "1.1"},),
         objects=(
             ObjectEntry(
                 "p.m",
@@ -41,9 +43,10 @@ ARCHIVE = Archive(
             ),
             ObjectEntry("p", "p/__init__.py"),
         ),
+        modules=(ModuleEntry("p.new", "p/new.py", ("p.m:C",)),),
     ),
     {"p/m.py": b"old", "p/__init__.py": b""},
-    {"p/m.py": b"new", "p/__init__.py": b"x"},
+    {"p/m.py": b"new", "p/__init__.py": b"x", "p/new.py": b"y"},
 )
 DATA = format.write(ARCHIVE)
 
@@ -89,7 +92,8 @@ def test_the_same_bytes_every_time():
 
 
 def test_it_is_a_plain_zip():
-    assert list(members()) == ["manifest.json", "new/p/__init__.py", "new/p/m.py", "old/p/__init__.py", "old/p/m.py"]
+    new = ["new/p/__init__.py", "new/p/m.py", "new/p/new.py"]
+    assert list(members()) == ["manifest.json", *new, "old/p/__init__.py", "old/p/m.py"]
     document = json.loads(members()["manifest.json"])
     assert document["format"] == 1
     assert document["objects"][0]["functions"][0]["name"] == "C.f"
@@ -194,9 +198,9 @@ def test_a_manifest_that_is_none(content):
         {"objects": [{"module": "p", "path": "p.py"}, {"module": "p", "path": "q.py"}]},
         {"objects": [{"module": "p", "path": "p.py"}, {"module": "q", "path": "p.py"}]},
         {"states": 1},
-        {"distribution": {"name": "x"}},
-        {"distribution": []},
-        {"distribution": {"name": 1, "from": "", "to": ""}},
+        {"distributions": [{"name": "x"}]},
+        {"distributions": {}},
+        {"distributions": [{"name": 1, "from": "", "to": ""}]},
     ],
 )
 def test_a_manifest_that_says_strange_things(changes):
@@ -210,5 +214,6 @@ def test_a_patch_with_a_strange_name(name):
 
 def test_entries_are_plain_data():
     """What goes into the manifest must survive JSON, so every field is of a type that does."""
-    for cls in (FunctionEntry, AddedEntry, RemovedEntry, ConstantEntry):
-        assert {field.type for field in dataclasses.fields(cls)} <= {"str", "int", "bool"}
+    for cls in (FunctionEntry, AddedEntry, RemovedEntry, ConstantEntry, CacheEntry):
+        plain = {"str", "int", "bool", "tuple[int, ...]", "tuple[str, ...]"}
+        assert {field.type for field in dataclasses.fields(cls)} <= plain

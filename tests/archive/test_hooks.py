@@ -31,14 +31,7 @@ WATCH = """
 @pytest.fixture
 def hooked(package):
     """An archive with these hooks, for a module that is imported."""
-
-    def made(hooks, old=OLD, new=NEW):
-        package.have({M: old})
-        module = package.load()
-        archive = package.archive({M: new})
-        return dataclasses.replace(archive, hooks=textwrap.dedent(hooks).encode()), module
-
-    return made
+    return lambda hooks, old=OLD, new=NEW: package.hooked(hooks, {M: old}, {M: new})
 
 
 def test_the_file(hooked):

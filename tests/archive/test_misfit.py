@@ -63,9 +63,9 @@ def test_none_of_the_modules_is_imported(package):
             "The new 'C.n' in 'lp_pkg.m' would hide from old code what is inherited from 'B'",
         ),
         (
-            "class C(U):\n    x = 1\n    def n(self): pass",
+            "class C:\n    x = 1\n    def n(self): pass",
             "class B:\n    def n(self): pass\nclass C(B): x = 1",
-            "class C(U):\n    x = 1",
+            "class C:\n    x = 1",
             "'C.n' in 'lp_pkg.m' is gone in the new version, and the one inherited from 'B' would come to light",
         ),
         ("", "", "X = 1 / 0", "A new statement for 'lp_pkg.m' failed: ZeroDivisionError"),

@@ -16,6 +16,7 @@ import linecache
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 from livepatch.core import registry
 from livepatch.core.model import LivepatchError, Patch
@@ -30,10 +31,35 @@ def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
     """
     from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
 
-    stem, suffix = os.path.splitext(os.path.basename(file))
-    if data[:2] == b"PK" or suffix != ".py":
+    if _is_archive(data, file):
         return fit.bind(format.read(data), dry=dry)
-    return _execute(data, stem)
+    return _execute(data, os.path.splitext(os.path.basename(file))[0])
+
+
+def survey(data: bytes, file: str) -> dict[str, Any]:
+    """How an archive and this process fit, see `archive/survey.py`; nothing for a file written by hand.
+
+    Raises LivepatchError with the sentence that says why it is no archive.
+    """
+    if not _is_archive(data, file):
+        return {"releases": [], "modules": []}
+    from livepatch.archive import format
+    from livepatch.archive.survey import survey
+
+    return survey(format.read(data))
+
+
+def by_hand(data: bytes, file: str) -> bytes:
+    """The Python in a patch file that a person wrote: all of it, or the hooks of an archive."""
+    if not _is_archive(data, file):
+        return data
+    from livepatch.archive import format
+
+    return format.read(data).hooks or b""
+
+
+def _is_archive(data: bytes, file: str) -> bool:
+    return data[:2] == b"PK" or os.path.splitext(file)[1] != ".py"
 
 
 def forget_unloaded() -> None:

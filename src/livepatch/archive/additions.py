@@ -10,18 +10,28 @@ is the same function or the same plain value: then it takes it over.
 from __future__ import annotations
 
 import ast
-import contextlib
-import errno
-import importlib
 import re
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from livepatch.archive.format import AddedEntry, ObjectEntry
-from livepatch.archive.pieces import NewSource, cut, imports, live_class, owner, run
+from livepatch.archive.arrivals import Arrivals, adopted
+from livepatch.archive.constants import Constants, changed_functions
+from livepatch.archive.format import AddedEntry, ObjectEntry, refusal
+from livepatch.archive.pieces import (
+    NewSource,
+    Piece,
+    compiled,
+    cut,
+    imports,
+    like,
+    live_class,
+    owner,
+    run_code,
+    with_values,
+)
 from livepatch.core import codes
-from livepatch.core.model import LivepatchError
+from livepatch.core.carriers import functions_of
 
 _Place = ModuleType | type
 _ABSENT = object()
@@ -35,15 +45,23 @@ class Additions:
     """
 
     def __init__(
-        self, entry: ObjectEntry, source: NewSource, everything: set[tuple[int, str]], *, replace: bool = False
+        self,
+        entry: ObjectEntry,
+        source: NewSource,
+        everything: set[tuple[int, str]],
+        arrivals: Arrivals,
+        *,
+        replace: bool = False,
     ) -> None:
         self._replace = replace
+        self._arrivals = arrivals
         self._module = entry.module
         self._removed = entry.removed
         self._source = source
         self._everything = everything
         self._made: list[tuple[_Place, str, Any]] = []
         self._shared: list[tuple[_Place, str, Any]] = []  # made by the patch that this one replaces
+        self._given: list[tuple[CodeType, CodeType]] = []  # code of functions with changed values in it, and as written
         found: set[AddedEntry] = set()
 
         def wanted(node: ast.AST) -> bool:
@@ -51,20 +69,29 @@ class Additions:
             found.update(entries)
             return bool(entries)
 
-        self._pieces = list(cut(source.tree.body, wanted))
+        self._pieces = [
+            Piece(self._adopted(piece.statement, entry), piece.classes, piece.conditional)
+            for piece in cut(_unstarred(source.tree.body, entry), wanted)
+        ]
         for added in entry.added:
             if added not in found:
-                raise _refusal(f"The archive adds '{added.name}' to '{self._module}', but its source lacks it.")
+                raise refusal(f"The archive adds '{added.name}' to '{self._module}', but its source lacks it.")
 
-    def do_imports(self, module: ModuleType) -> None:
-        """Import what the new statements will import. Raises LivepatchError (EINVAL) if that fails."""
-        for piece in self._pieces:
+    def _adopted(self, node: ast.stmt, entry: ObjectEntry) -> ast.stmt:
+        """What stands for a statement: itself, unless what it binds has moved."""
+        origins = [added.origin for added in entry.added if added.origin and _is_for(added, node)]
+        return adopted(node, origins[0]) if origins else node
+
+    def do_imports(self, module: ModuleType, others: Iterator[ast.ImportFrom]) -> None:
+        """Import what the new statements, and `others`, will import. Raises LivepatchError (EINVAL) if that fails."""
+        package = module.__spec__.parent if module.__spec__ is not None else module.__package__
+        for piece in [*self._pieces, *map(Piece, others)]:
             for node in imports(piece):
                 try:
-                    _import(node, module)
+                    self._arrivals.do_imports(node, package)
                 except Exception as error:  # importing runs foreign code
                     if not isinstance(piece.statement, ast.Try):
-                        raise _refusal(
+                        raise refusal(
                             f"`{ast.unparse(node)}` in the new version of '{self._module}' fails: {error!r}."
                         ) from error
 
@@ -83,18 +110,26 @@ class Additions:
             cls = live_class(module, path)
             base = self._inherited_from(cls, name) if cls is not None else None
             if base is not None:
-                raise _refusal(
+                raise refusal(
                     f"'{removed.name}' in '{self._module}' is gone in the new version, and the one inherited "
                     f"from '{base.__qualname__}' would come to light."
                 )
 
-    def make(self, module: ModuleType) -> None:
-        """Add everything, or nothing. Raises what the new statements raise."""
+    def make(self, module: ModuleType, constants: Constants) -> None:
+        """Add everything, or nothing, in the order of the source, in which constants come in between.
+
+        Raises what the new statements raise.
+        """
+        self._given = []
         try:
             for piece in self._pieces:
                 place = owner(piece, module)
+                constants.evaluate(module, piece.statement.lineno)
                 if place is not None:
-                    for name, value in run(self._source, piece, module).items():
+                    code = compiled(self._source, [piece])
+                    given = with_values(code, constants.values)
+                    self._given += changed_functions(code, given)
+                    for name, value in run_code(given, [piece], module, constants.values).items():
                         there = vars(place).get(name, _ABSENT)
                         if self._replace and (id(place), name) not in self._everything and _alike(there, value):
                             self._shared.append((place, name, there))
@@ -104,6 +139,15 @@ class Additions:
         except BaseException:
             self.take_back()
             raise
+
+    def complete(self) -> None:
+        """All names have their new values: new functions read these, too, as others do."""
+        written = {id(given): code for given, code in self._given}
+        found = functions_of(given for given, _ in self._given) if written else {}
+        for key, functions in found.items():
+            for function in functions:
+                function.__code__ = written[key]
+        self._given = []
 
     def take_over(self, other: Additions) -> None:
         """The patch of `other` has been replaced: what both have added is ours now, and the rest goes."""
@@ -130,10 +174,10 @@ class Additions:
             return  # the new source binds it twice: the accessors of a property
         shown = f"{place.__qualname__}.{name}" if isinstance(place, type) else name
         if name in vars(place):
-            raise _refusal(f"'{shown}' exists already in the live module '{self._module}' and is something else.")
+            raise refusal(f"'{shown}' exists already in the live module '{self._module}' and is something else.")
         base = self._inherited_from(place, name) if isinstance(place, type) else None
         if base is not None:
-            raise _refusal(
+            raise refusal(
                 f"The new '{shown}' in '{self._module}' would hide from old code what is inherited "
                 f"from '{base.__qualname__}'."
             )
@@ -164,21 +208,15 @@ def _alike(one: object, other: object) -> bool:
     return type(one) is type(other) and isinstance(one, _PLAIN) and one == other
 
 
-def _refusal(sentence: str) -> LivepatchError:
-    return LivepatchError(errno.EINVAL, sentence)
-
-
-def _import(node: ast.Import | ast.ImportFrom, module: ModuleType) -> None:
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            importlib.import_module(alias.name)
-        return
-    package = module.__spec__.parent if module.__spec__ is not None else module.__package__
-    origin = importlib.import_module("." * node.level + (node.module or ""), package)
-    for alias in node.names:
-        if not hasattr(origin, alias.name) and hasattr(origin, "__path__"):
-            with contextlib.suppress(ModuleNotFoundError):  # no submodule, but a name that the patch adds
-                importlib.import_module(f"{origin.__name__}.{alias.name}")
+def _unstarred(body: list[ast.stmt], entry: ObjectEntry) -> list[ast.stmt]:
+    """The statements, where `import *` at the top has become an import of the names that the entry has for its line."""
+    found = []
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+            names = [added.name for added in entry.added if (added.kind, added.line) == ("import", node.lineno)]
+            node = like(node, names=[ast.copy_location(ast.alias(name), node) for name in names] or node.names)
+        found.append(node)
+    return found
 
 
 def _is_for(added: AddedEntry, node: ast.AST) -> bool:

@@ -41,7 +41,9 @@ class FunctionEntry:
 
     `sympos` and `new_sympos` are positions among the definitions of that name in the old and the new source,
     0 where the name is unique; `line` is in the new source. A `conditional` function is defined below an `if`
-    or a `try` and need not exist in every process.
+    or a `try` and need not exist in every process. `anew` are parameters whose default means something else now,
+    although its source is the same. One that is `retired` has no new version: something else takes its place (a
+    `MemberEntry`), who holds it keeps it, and no task moves while in it; or, if it is `onward`, it calls that.
     """
 
     name: str
@@ -50,16 +52,23 @@ class FunctionEntry:
     sympos: int = 0
     new_sympos: int = 0
     conditional: bool = False
+    anew: tuple[str, ...] = ()
+    retired: bool = False
+    onward: bool = False
 
 
 @dataclass(frozen=True)
 class AddedEntry:
     """A statement of the new source that is run before the transition: `kind` is function, method, class,
-    import, name or attribute; `name` is what it binds, `C.name` in a class."""
+    import, name or attribute; `name` is what it binds, `C.name` in a class.
+
+    Or it is not run, because it has moved: with `origin` set, to `module:name`, the name means what that does.
+    """
 
     name: str
     kind: str
     line: int
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,16 +79,106 @@ class RemovedEntry:
     line: int
 
 
+#: How a value follows: each task sees that of its world; when all tasks have moved; the same, made only then.
+BY_WORLD, AT_COMPLETION, MADE_LATE = "by world", "at completion", "made late"
+#: Or, since it is new, before the transition: as an attribute of the instances of the owner, which copy all names.
+COPIED = "copied"
+
+
 @dataclass(frozen=True)
 class ConstantEntry:
-    """A module constant that changes at completion, without consistency, because no code reads it.
+    """A name that means another value when the patch is in force: of the module, `C.name` of a class of it, or, as
+    `owner` says, `a.b.name` of whatever object `a.b` is.
 
-    With `origin` set, this module imported the name from that one, and follows it.
+    `lines` are those of the statements of the new source that make the value, one after the other; where there are
+    `old_lines` too, the live value must be what these make. With `origin` set, to `module:name`, this module has
+    imported the value from that one, and follows it.
     """
 
     name: str
     line: int
     origin: str = ""
+    lines: tuple[int, ...] = ()
+    old_lines: tuple[int, ...] = ()
+    how: str = AT_COMPLETION
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """What classes keep that was computed from an attribute on first use, and is to be computed again.
+
+    `cls`, as `module:C`, is the class whose attribute changed; it and its subclasses may have the cache, under `name`.
+    `line` is that of the `if` in the new source of this module which computes it where it is missing.
+    """
+
+    cls: str
+    name: str
+    line: int
+
+
+@dataclass(frozen=True)
+class DefaultEntry:
+    """An attribute `C.name` that instances made by the old release lack; `defaults` says how they get it.
+
+    One that is `hooked` has a function in the hooks.
+    """
+
+    name: str
+    line: int
+    hooked: bool = False
+
+
+@dataclass(frozen=True)
+class MemberEntry:
+    """A member of a class, or a function of the module, that is exchanged as a whole; see `members`.
+
+    It `becomes` "new", what the new source has; "valued", the same of a module where its name is among the values that
+    change; "gone", what is inherited; "none"; "generated", what the class statement makes by itself; or "converted",
+    an attribute of instances that each world sees in its own form. `how` it
+    is used: "call" or "read". `flavour` is the kind of what is called, `direct` that nothing is around its function;
+    `followers` are names, as `module:name`, under which other modules have imported it.
+    """
+
+    name: str
+    line: int
+    becomes: str
+    how: str
+    flavour: str = "function"
+    direct: bool = False
+    followers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BasesEntry:
+    """A class that has other bases in the new source; see `bases`."""
+
+    name: str
+    line: int
+
+
+@dataclass(frozen=True)
+class EnumEntry:
+    """A new member `C.name` of an enumeration; see `enums`."""
+
+    name: str
+    line: int
+
+
+@dataclass(frozen=True)
+class BranchEntry:
+    """A name that is defined under conditions which changed, or in more or fewer places than before; see `branches`.
+
+    `old_lines` and `lines`, side by side, are those of definitions that correspond, 0 where one has no counterpart;
+    `old_around` and `around` those of the statements beside them that may decide, such as imports.
+    """
+
+    name: str
+    line: int
+    old_lines: tuple[int, ...] = ()
+    lines: tuple[int, ...] = ()
+    old_around: tuple[int, ...] = ()
+    around: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,15 +191,36 @@ class ObjectEntry:
     added: tuple[AddedEntry, ...] = ()
     removed: tuple[RemovedEntry, ...] = ()
     at_completion: tuple[ConstantEntry, ...] = ()
+    caches: tuple[CacheEntry, ...] = ()
+    defaults: tuple[DefaultEntry, ...] = ()
+    members: tuple[MemberEntry, ...] = ()
+    bases: tuple[BasesEntry, ...] = ()
+    enums: tuple[EnumEntry, ...] = ()
+    branches: tuple[BranchEntry, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """A module that only the new release has, and the patch brings; see `arrivals`.
+
+    `adopts` are functions, classes and values, as `module:name`, which have moved here and stay the objects they are.
+    `follows` are names that it imports, as `alias=module:name`, and that change when the transition is over.
+    """
+
+    module: str
+    path: str
+    adopts: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What the patch is.
 
-    `distribution` names the package whose two releases it was built from, with the keys name, from and to. It
-    and `requires_python` are for information: the comparison of code decides. `states` is reserved.
+    `distributions` name the packages whose releases it was built from, each with the keys name, from and to. They
+    and `requires_python` are for information: the comparison of code decides. `states` is reserved. `absent` are
+    modules that the release changes in a way that the patch does not carry: it refuses to load where one is imported.
     """
 
     name: str
@@ -110,13 +230,18 @@ class Manifest:
     consistency: str = "stack"
     states: tuple[Any, ...] = ()
     requires_python: str | None = None
-    distribution: Mapping[str, str] | None = None
+    distributions: tuple[Mapping[str, str], ...] = ()
     objects: tuple[ObjectEntry, ...] = ()
+    absent: tuple[str, ...] = ()
+    modules: tuple[ModuleEntry, ...] = ()
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A patch archive in memory; `old` and `new` map a module's path to its source, as bytes; so are the hooks."""
+    """A patch archive in memory; `old` and `new` map a module's path to its source, as bytes; so are the hooks.
+
+    Of modules that the patch brings there is no old source.
+    """
 
     manifest: Manifest
     old: Mapping[str, bytes] = field(repr=False)
@@ -158,8 +283,9 @@ def read(data: bytes) -> Archive:
         if version not in sources or not path:
             raise _broken(f"it contains {name!r}, which this version of livepatch does not know")
         sources[version][path] = content
-    expected = {entry.path for entry in manifest.objects}
-    for version, found in sources.items():
+    changed = {entry.path for entry in manifest.objects}
+    for version, expected in ("old", changed), ("new", changed | {entry.path for entry in manifest.modules}):
+        found = sources[version]
         for path in sorted(expected ^ set(found)):
             what = "lacks" if path in expected else "has a needless"
             raise _broken(f"it {what} {version}/{path}")
@@ -221,22 +347,29 @@ def _manifest(content: bytes) -> Manifest:
         )
     del document["format"]
     entries = [_object(item) for item in _list(document.get("objects"), "objects")]
-    document["objects"] = tuple(entries)
+    modules = [_build(ModuleEntry, item) for item in _list(document.get("modules", []), "modules")]
+    document["objects"], document["modules"] = tuple(entries), tuple(modules)
     document["states"] = tuple(_list(document.get("states", []), "states"))
-    distribution = document.get("distribution")
-    if distribution is not None and not (
-        isinstance(distribution, dict)
-        and distribution.keys() == {"name", "from", "to"}
-        and all(isinstance(value, str) for value in distribution.values())
-    ):
-        raise _broken(f"its {MANIFEST} says {distribution!r} for 'distribution'")
+    document["distributions"] = tuple(_list(document.get("distributions", []), "distributions"))
+    for distribution in document["distributions"]:
+        if not (
+            isinstance(distribution, dict)
+            and distribution.keys() == {"name", "from", "to"}
+            and all(isinstance(value, str) for value in distribution.values())
+        ):
+            raise _broken(f"its {MANIFEST} says {distribution!r} for a distribution")
     manifest = _build(Manifest, document)
     check_name(manifest.name)
     for key in ("module", "path"):
-        names = [getattr(entry, key) for entry in entries]
+        names = [getattr(entry, key) for entry in (*entries, *modules)]
         if len(set(names)) != len(names):
             raise _broken(f"its {MANIFEST} lists a {key} twice")
     return manifest
+
+
+def refusal(sentence: str) -> LivepatchError:
+    """What a patch is refused with that does not fit here, or is not sound (EINVAL)."""
+    return LivepatchError(errno.EINVAL, sentence)
 
 
 def check_name(name: str) -> None:
@@ -253,11 +386,17 @@ def _object(item: Any) -> ObjectEntry:
         "added": AddedEntry,
         "removed": RemovedEntry,
         "at_completion": ConstantEntry,
+        "caches": CacheEntry,
+        "defaults": DefaultEntry,
+        "members": MemberEntry,
+        "bases": BasesEntry,
+        "enums": EnumEntry,
+        "branches": BranchEntry,
     }
     built = dict(item)
     for key, cls in parts.items():
         built[key] = tuple(_build(cls, part) for part in _list(item.get(key, []), key))
-    built["notes"] = tuple(_list(item.get("notes", []), "notes"))
+    built["notes"] = _list(item.get("notes", []), "notes")
     return _build(ObjectEntry, built)
 
 
@@ -273,7 +412,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "bool": (bool,),
     "str | None": (str, type(None)),
+    "tuple[int, ...]": (list,),
+    "tuple[str, ...]": (list,),
 }
+_PARTS: dict[str, type] = {"tuple[int, ...]": int, "tuple[str, ...]": str}
 
 
 def _build(cls: type[_T], item: Any) -> _T:
@@ -287,8 +429,10 @@ def _build(cls: type[_T], item: Any) -> _T:
         wanted = _TYPES.get(declared[key])
         if wanted is not None and type(value) not in wanted:
             raise _broken(f"its {MANIFEST} says {value!r} for {key!r}")
+        if declared[key] in _PARTS and {type(part) for part in value} - {_PARTS[declared[key]]}:
+            raise _broken(f"its {MANIFEST} says {value!r} for {key!r}")
     try:
-        return cls(**item)
+        return cls(**{key: tuple(v) if declared[key] in _PARTS else v for key, v in item.items()})
     except TypeError:
         missing = ", ".join(sorted(declared.keys() - item.keys()))
         raise _broken(f"its {MANIFEST} lacks some of: {missing}") from None

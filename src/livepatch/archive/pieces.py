@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import ast
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CellType, CodeType, ModuleType
 from typing import Any
 
 from livepatch.core.codes import OPTIMIZED
+from livepatch.core.instances import live_class as live_class
 from livepatch.core.model import LivepatchError
+from livepatch.core.values import substitute
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -39,6 +41,60 @@ class NewSource:
         self.file = file
         self.tree = ast.parse(content, file)
         self.code: CodeType = compile(content, file, "exec", dont_inherit=True)
+        self._inside = _by_place(self.code)
+
+    def keep(self, kept: dict[tuple[str, int], set[str]]) -> None:
+        """Have functions, by name and first line, go on to close over variables of which they make no use any more.
+
+        A function that exists keeps its cells, and new code for it must have as many. So the variables are named
+        where they are never read.
+        """
+        for node in [n for n in ast.walk(self.tree) if isinstance(n, FunctionNode)]:
+            names = [ast.Name(name, ast.Load()) for name in sorted(kept.get((node.name, first_line(node)), ()))]
+            if names:
+                never = ast.If(ast.Constant(False), [ast.Expr(ast.Tuple([*names], ast.Load()))], [])
+                last = ast.copy_location(never, node.body[-1])
+                node.body.append(ast.fix_missing_locations(last))
+        self.code = compile(self.tree, self.file, "exec", dont_inherit=True)
+        self._inside = _by_place(self.code)
+
+    def as_compiled(self, piece: CodeType, path: str) -> CodeType:
+        """The code of a piece with everything in it as it is in the whole module, but for the classes around it.
+
+        The compiler calls `a.b()` in another way if it has seen `import a`, and one patch must be able to go on
+        from what another has added.
+        """
+        found = _by_place(piece)
+        around = {path[:end] for end, mark in enumerate(path + ".") if mark == "."}
+
+        def replaced(code: CodeType) -> CodeType:
+            constants = tuple(known(c) if isinstance(c, CodeType) else c for c in code.co_consts)
+            return code.replace(co_consts=constants)
+
+        def known(code: CodeType) -> CodeType:
+            mine, whole = found[_place(code)], self._inside.get(_place(code), [])
+            if len(mine) != len(whole) or code.co_qualname in around:
+                return replaced(code)
+            same = whole[next(i for i, one in enumerate(mine) if one is code)]
+            return same if same.co_freevars == code.co_freevars else replaced(code)
+
+        return replaced(piece)
+
+
+def _place(code: CodeType) -> tuple[str, int]:
+    return code.co_qualname, code.co_firstlineno
+
+
+def _by_place(code: CodeType) -> dict[tuple[str, int], list[CodeType]]:
+    """All code inside of a code, by name and line; on one line there may be several."""
+    found: dict[tuple[str, int], list[CodeType]] = {}
+    pending = [code]
+    while pending:
+        inside = [constant for constant in pending.pop().co_consts if isinstance(constant, CodeType)]
+        for inner in inside:
+            found.setdefault(_place(inner), []).append(inner)
+        pending += inside
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,17 +175,6 @@ def like(node: Any, **changes: Any) -> Any:
     return ast.copy_location(type(node)(**{**fields, **changes}), node)
 
 
-def live_class(module: ModuleType, path: str) -> type | None:
-    """A class of the live module, by qualified name."""
-    found: ModuleType | type = module
-    for name in path.split("."):
-        inner = vars(found).get(name)
-        if not isinstance(inner, type):
-            return None
-        found = inner
-    return found if isinstance(found, type) else None
-
-
 def owner(piece: Piece, module: ModuleType) -> ModuleType | type | None:
     """The live module or class that a piece belongs to; None if its class may be missing and is.
 
@@ -144,39 +189,82 @@ def owner(piece: Piece, module: ModuleType) -> ModuleType | type | None:
     return cls
 
 
-class _ClassNamespace(dict[str, Any]):
-    """A namespace for a class body that shows the members of the live class beneath its own."""
+class _Namespace(dict[str, Any]):
+    """Names that a piece binds; beneath them what the live class has, and what has changed in its module."""
 
-    def __init__(self, cls: type) -> None:
+    def __init__(self, place: ModuleType | type, values: Values) -> None:
         super().__init__()
-        self._live = vars(cls)
+        self["__annotations__"] = {}  # else those of the live module or class get the new ones
+        self._beneath: list[Mapping[str, Any]] = []
+        if isinstance(place, type):
+            self._beneath += [values.get(place, {}), vars(place)]
+        self._beneath += [values.get(None, {})]
 
     def __missing__(self, name: str) -> Any:
-        return self._live[name]
+        for names in self._beneath:
+            if name in names:
+                return names[name]
+        raise KeyError(name)
 
 
-def run(source: NewSource, piece: Piece, module: ModuleType, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run a piece and return what it binds. `known` are names that it sees besides those of its owner."""
-    place = owner(piece, module)
+class _Module(_Namespace):
+    """The same for statements of a module, where `locals()` gives all names that there are."""
+
+    def __init__(self, place: ModuleType, values: Values) -> None:
+        super().__init__(place, values)
+        self._beneath += [vars(place)]
+
+
+#: What names mean now: those of a class, by the class, and those of the module, under None.
+Values = dict[type | None, dict[str, Any]]
+
+
+def run(source: NewSource, pieces: list[Piece], module: ModuleType, values: Values) -> dict[str, Any]:
+    """Run pieces that stand in the same place, one after the other, and return what they bind.
+
+    Names that have changed mean what `values` says.
+    """
+    return run_code(with_values(compiled(source, pieces), values), pieces, module, values)
+
+
+def evaluate(source: NewSource, pieces: list[Piece], module: ModuleType, values: Values) -> dict[str, Any]:
+    """What pieces bind, where names that have changed mean what `values` says, but not to the functions in them."""
+    return run_code(compiled(source, pieces), pieces, module, values)
+
+
+def run_code(code: CodeType, pieces: list[Piece], module: ModuleType, values: Values) -> dict[str, Any]:
+    """The same for code that was made of them by `compiled` and `with_values`."""
+    place = owner(pieces[0], module)
     if place is None:
         return {}
-    statement = piece.statement
-    for cls in reversed(piece.classes):
-        shell: dict[str, Any] = {name: [] for name in ("bases", "keywords", "decorator_list", "type_params")}
-        statement = like(cls, body=[statement], **{k: v for k, v in shell.items() if k in cls._fields})
-    flags = source.code.co_flags & _FUTURES
-    code: CodeType = compile(ast.Module([statement], []), source.file, "exec", flags=flags, dont_inherit=True)
-    namespace: dict[str, Any] = {}
     if isinstance(place, type):
-        code = _body_of(code, piece.path)
-        namespace = _ClassNamespace(place)
-    namespace |= known or {}
+        code = _body_of(code, pieces[0].path)
+        namespace: _Namespace = _Namespace(place, values)
+    else:
+        namespace = _Module(place, values)
     exec(code, module.__dict__, namespace)
     for key, content in (("__classcell__", place), ("__classdictcell__", vars(place))):
         cell = namespace.get(key)
         if isinstance(cell, CellType):
             cell.cell_contents = content
-    return {k: v for k, v in namespace.items() if k not in _BY_COMPILER and k not in (known or ())}
+    return {k: v for k, v in namespace.items() if k not in _BY_COMPILER}
+
+
+def compiled(source: NewSource, pieces: list[Piece]) -> CodeType:
+    """The code that runs pieces which stand in the same place."""
+    statements = [piece.statement for piece in pieces]
+    for cls in reversed(pieces[0].classes):
+        shell: dict[str, Any] = {name: [] for name in ("bases", "keywords", "decorator_list", "type_params")}
+        statements = [like(cls, body=statements, **{k: v for k, v in shell.items() if k in cls._fields})]
+    flags = source.code.co_flags & _FUTURES
+    code: CodeType = compile(ast.Module(statements, []), source.file, "exec", flags=flags, dont_inherit=True)
+    return source.as_compiled(code, pieces[0].path)
+
+
+def with_values(code: CodeType, values: Values) -> CodeType:
+    """The code of a module or class body in which what it makes (functions, classes) means changed names so, too."""
+    inner = tuple(substitute(c, values.get(None, {})) if isinstance(c, CodeType) else c for c in code.co_consts)
+    return code.replace(co_consts=inner)
 
 
 def _body_of(code: CodeType, path: str) -> CodeType:
@@ -187,13 +275,34 @@ def _body_of(code: CodeType, path: str) -> CodeType:
     raise LivepatchError(errno.EINVAL, f"The class '{path}' has type parameters and cannot be added to.")
 
 
+def first_line(node: ast.stmt) -> int:
+    """The line by which the compiler knows a statement: of a definition, that of its first decorator."""
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def defaults_of(function: FunctionNode) -> Iterator[tuple[str, ast.expr]]:
+    """(parameter, its default), in order."""
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    with_default = positional[len(positional) - len(arguments.defaults) :]
+    yield from zip([a.arg for a in with_default], arguments.defaults, strict=True)
+    yield from ((a.arg, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is not None)
+
+
+def mangled(path: str, name: str) -> str:
+    """The name under which a class, by qualified name, knows an attribute: private ones have it in their own."""
+    cls = path.rpartition(".")[2].lstrip("_")
+    return f"_{cls}{name}" if cls and name.startswith("__") and not name.endswith("__") else name
+
+
 def find_function(source: NewSource, code: CodeType) -> Piece:
     """The definition of a function outside of others, by its code in the compiled source."""
 
     def wanted(node: ast.AST) -> bool:
         if not isinstance(node, FunctionNode) or node.name != code.co_name:
             return False
-        return min([node.lineno, *(d.lineno for d in node.decorator_list)]) == code.co_firstlineno
+        return first_line(node) == code.co_firstlineno
 
     piece = next(cut(source.tree.body, wanted))
     for node in ast.walk(piece.statement):  # there may be conditions around it

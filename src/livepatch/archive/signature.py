@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ast
 import errno
+from collections.abc import Container
 from types import FunctionType, ModuleType
 from typing import Any
 
-from livepatch.archive.pieces import FunctionNode, NewSource, Piece, like, run
+from livepatch.archive.pieces import FunctionNode, NewSource, Piece, Values, defaults_of, like, run
 from livepatch.core import log
 from livepatch.core.model import LivepatchError
 
@@ -26,20 +27,28 @@ def changes_signature(old: Piece, new: Piece) -> bool:
 
 
 def new_attributes(
-    before: Piece, source: NewSource, piece: Piece, live: FunctionType, module: ModuleType
+    before: Piece,
+    source: NewSource,
+    piece: Piece,
+    live: FunctionType,
+    module: ModuleType,
+    values: Values,
+    anew: Container[str] = (),
 ) -> dict[str, Any]:
     """The defaults and annotations that a function must be given with its new code; nothing if they stay.
 
-    `live` is a function object that carries the old version. Raises what evaluating a default raises.
+    `live` is a function object that carries the old version. `values` are names that mean something else now, and
+    `anew` parameters whose defaults do for that reason. Raises what evaluating a default raises.
     """
     old, new = _node(before), _node(piece)
     found: dict[str, Any] = {}
-    if _defaults(old) != _defaults(new):
-        staged = _stage(source, piece, module, _arguments(new, kept=dict(_defaults(old))))
+    if _defaults(old) != _defaults(new) or anew:
+        kept = {name: source for name, source in _defaults(old) if name not in anew}
+        staged = _stage(source, piece, module, _arguments(new, kept=kept), values)
         found |= _with_live(staged, live)
     if _annotations(old) != _annotations(new):
         try:
-            staged = _stage(source, piece, module, _arguments(new, kept=dict(_defaults(new)), annotated=True))
+            staged = _stage(source, piece, module, _arguments(new, kept=dict(_defaults(new)), annotated=True), values)
             found["__annotations__"] = dict(staged.__annotations__)
         except Exception as error:  # they may name what only type checkers see
             log.debug(f"the annotations of '{new.name}' stay as they are: {error!r}")
@@ -53,12 +62,7 @@ def _node(piece: Piece) -> FunctionNode:
 
 def _defaults(node: FunctionNode) -> list[tuple[str, str]]:
     """(parameter, source of its default), in order."""
-    arguments = node.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    with_default = positional[len(positional) - len(arguments.defaults) :]
-    pairs = [*zip(with_default, arguments.defaults, strict=True)]
-    pairs += [(a, value) for a, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
-    return [(argument.arg, ast.dump(value)) for argument, value in pairs]
+    return [(name, ast.dump(value)) for name, value in defaults_of(node)]
 
 
 def _annotations(node: FunctionNode) -> list[tuple[str, str]]:
@@ -95,9 +99,10 @@ def _arguments(node: FunctionNode, kept: dict[str, str], annotated: bool = False
     return bare
 
 
-def _stage(source: NewSource, piece: Piece, module: ModuleType, node: FunctionNode) -> FunctionType:
+def _stage(source: NewSource, piece: Piece, module: ModuleType, node: FunctionNode, values: Values) -> FunctionType:
     """The function that a `def` makes in the place of a piece."""
-    bound = run(source, Piece(node, piece.classes), module, {_KEPT: _KEPT})
+    known: Values = {**values, None: {**values.get(None, {}), _KEPT: _KEPT}}
+    bound = run(source, [Piece(node, piece.classes)], module, known)
     made = next(iter(bound.values()))
     assert isinstance(made, FunctionType)
     return made
