@@ -122,7 +122,7 @@ def test_a_build_from_a_diff(tmp_path):
     (tmp_path / "p" / "m.py").write_text("def f():\n    return 1\n")
     build = from_diff("--- p/m.py\n+++ p/m.py\n@@ -2 +2 @@\n-    return 1\n+    return 2\n", tmp_path)
     assert [change.name for change in build.report.functions] == ["f"]
-    assert build.new["p/m.py"] == b"def f():\n    return 2\n"
+    assert build.new.python["p/m.py"] == b"def f():\n    return 2\n"
     assert (tmp_path / "p" / "m.py").read_text() == "def f():\n    return 1\n"
 
 

@@ -22,6 +22,10 @@ from tests.build.kit import refusals, report, said
         ("try:\n    import fast\nexcept ImportError:\n    fast = None", ["fast"]),
         ("if sys.platform == 'x':\n    A = 1\nelse:\n    A = 2", ["A"]),
         ("if x:\n    def f(): pass", ["f"]),
+        (
+            "try:\n    import fast\nexcept ImportError:\n    import slow\n    fast = slow.x\n    del slow",
+            ["fast", "slow"],
+        ),
         ("table = {}\ntable.update(a=1)\ntable['b'] = 2", ["table", "table.update(a=1)", "table['b'] = 2"]),
     ],
 )
@@ -66,6 +70,8 @@ def test_no_difference(old, new):
         ("", "from __future__ import annotations"),
         ("from __future__ import annotations", ""),
         ("from typing import List\ndef f(x: List): pass", "from a import List\ndef f(x: List): pass"),
+        ("", "from __future__ import division, print_function"),
+        ("from __future__ import generator_stop\nX = 1", "X = 1"),
     ],
 )
 def test_noted(old, new):
@@ -76,24 +82,16 @@ def test_noted(old, new):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("x = 1\ndef f(): return x", "x = 2\ndef f(): return x", "read by f (pkg/m.py:2)"),
-        ("x = 1\ny = x", "x = 2\ny = x", "read by the module itself"),
-        ("x = 1\nz = '%(x)s' % locals()", "x = 2\nz = '%(x)s' % locals()", "read by the module itself"),
-        ("x = 1\ndef f(): return globals()", "x = 2\ndef f(): return globals()", "read by f"),
         ("x = f()", "x = g()", "its value changed"),
         ("", "f()", "`f()` is run once, when the module is imported"),
         ("f()", "", "`f()` is gone, but what it did remains"),
-        ("", "a.b = 1", "`a.b = 1` is run once"),
-        ("x = []", "x = []\nx.append(1)", "is run once"),
-        ("", "del x", "is run once"),
+        ("import x", "import x\ndel x", "is run once"),
         ("", "from a import *", "may bind any name"),
-        ("", "for x in y: pass", "is run once"),
+        ("", "for x in y: x.f()", "is run once"),
         ("", "import sys\nif sys.x: raise ImportError", "is run once"),
-        ("", "from __future__ import division", "division came or went"),
-        ("x = 1\nx = 2", "x = 2\nx = 1", "in another order"),
-        ("x = 1\nx = 2", "x = 2", "one of several statements"),
+        ("", "from __future__ import barry_as_FLUFL", "barry_as_FLUFL came or went"),
         ("x = 1\ndef f(): pass", "def x(): pass\ndef f(): pass", "bound already"),
-        ("import x\nx.f()", "x = 1\nx.f()", "its value changed"),
+        ("import x\nx.f()", "x = 1\nx.f()", "it ran with the old x when the module was imported"),
         ("def f(): return len(x)", "def f(): return len(x)\ndef len(x): return 1", "uses this name already"),
         ("def f(): return open(x)", "from a import open\ndef f(): return open(x)", "uses this name already"),
         ("from a import len\ndef f(): return len(x)", "def f(): return len(x)", "means another one"),
@@ -118,9 +116,9 @@ def test_an_import_from_elsewhere_is_left_to_the_loader():
     assert "must be the same object" in found.added[0].reason
 
 
-def test_an_import_of_something_that_moved_is_refused():
+def test_an_import_of_something_that_moved_and_is_another_now_is_refused():
     old = {"p/__init__.py": "", "p/a.py": "def f(): pass", "p/b.py": "", "p/m.py": "from .a import f\nf()"}
-    new = {"p/__init__.py": "", "p/a.py": "", "p/b.py": "def f(): pass", "p/m.py": "from .b import f\nf()"}
+    new = {"p/__init__.py": "", "p/a.py": "", "p/b.py": "def f(): return 1", "p/m.py": "from .b import f\nf()"}
     assert "p/m.py:1: import f: it moved to p.b" in refusals(old, new)
     new = {"p/__init__.py": "", "p/a.py": "def f(): pass", "p/m.py": "from .c import f\nf()", "p/c.py": "f = 1"}
     assert "imported from p.c, which is new" in " ".join(refusals(old, new))
@@ -154,30 +152,11 @@ def test_importers_of_a_version_follow():
     found = report(old, old | {"p/version.py": "__version__ = '2'"})
     assert [(c.module, c.name, c.entry.origin) for c in found.at_completion] == [
         ("p", "v", "p.version:__version__"),
-        ("p.use", "v", "p.version:__version__"),
+        ("p.use", "v", "p:v"),
         ("p.use", "__version__", "p.version:__version__"),
         ("p.version", "__version__", ""),
     ]
     assert "read by f (p/use.py:3)" in found.at_completion[3].reason
-
-
-@pytest.mark.parametrize(
-    "reader",
-    [
-        "from .m import x\ndef f(): return x",
-        "from . import m\ndef f(): return m.x",
-        "import pkg.m as other\ndef f(): return other.x",
-        "import pkg.m\ny = pkg.m.x",
-        "def f():\n    from .m import x",
-        "from .m import *\ny = x",
-        "from . import m\ny = getattr(m, 'x')",
-        "class C:\n    from .m import x",
-    ],
-)
-def test_readers_in_other_modules(reader):
-    tree = {"pkg/m.py": "x = 1", "pkg/n.py": reader}
-    (refusal,) = refusals(tree, tree | {"pkg/m.py": "x = 2"})
-    assert "pkg/n.py" in refusal
 
 
 @pytest.mark.parametrize(
@@ -194,10 +173,20 @@ def test_readers_in_other_modules(reader):
 )
 def test_what_reads_nothing(other):
     tree = {"pkg/m.py": "x = 1", "pkg/n.py": other}
-    assert not refusals(tree, tree | {"pkg/m.py": "x = 2"})
+    found = report(tree, tree | {"pkg/m.py": "x = 2"})
+    assert not found.refused
+    assert not found.functions
+    assert not found.values
 
 
-def test_import_star_does_not_pass_on_new_names():
+def test_import_star_passes_new_names_on():
     tree = {"pkg/__init__.py": "from .m import *", "pkg/m.py": "def f(): pass"}
     found = report(tree, tree | {"pkg/m.py": "def f(): pass\ndef g(): pass\ndef _h(): pass"})
+    assert [(c.module, c.name) for c in found.added] == [("pkg", "g"), ("pkg.m", "g"), ("pkg.m", "_h")]
+    assert not found.refused
+
+
+def test_import_star_does_not_pass_on_what_nobody_knows():
+    tree = {"pkg/__init__.py": "from .m import *", "pkg/m.py": "__all__ = list(names())\ndef f(): pass"}
+    found = report(tree, tree | {"pkg/m.py": "__all__ = list(names())\ndef f(): pass\ndef g(): pass"})
     assert [c.reason for c in found.notes] == ["new names, which `import *` in pkg/__init__.py does not pass on: g"]

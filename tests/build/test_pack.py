@@ -13,12 +13,13 @@ from livepatch.core.model import LivepatchError
 OLD = {
     "p/__init__.py": "from .util import helper\n__version__ = '1'",
     "p/util.py": "def helper(): return 1",
-    "p/core.py": "from .util import helper\ndef run(): return helper()\nLIMIT = 1\ndef check(): return LIMIT",
+    "p/core.py": "from .util import helper\ndef run(): return helper()\nLIMIT = open('1')\ndef check(): return LIMIT",
 }
 NEW = {
     "p/__init__.py": "from .util import helper\n__version__ = '2'",
     "p/util.py": "import re\nPATTERN = re.compile('x')\ndef helper(): return PATTERN\ndef more(): return helper()",
-    "p/core.py": "from .util import helper, more\ndef run(): return more()\nLIMIT = 2\ndef check(): return LIMIT",
+    "p/core.py": "from .util import helper, more\ndef run(): return more()\n"
+    "LIMIT = open('2')\ndef check(): return LIMIT",
 }
 
 
@@ -138,8 +139,9 @@ def test_json():
         "file": "p/core.py",
         "line": 3,
         "kind": "constant",
-        "reason": "its value changed, and it is read by check (p/core.py:4)",
+        "reason": "its value changed, and `open` may do anything, and it is read by check (p/core.py:4)",
         "hint": "restart the process for this, or leave it out: --exclude 'p.core:LIMIT'",
+        "consistent": None,
     }
 
 

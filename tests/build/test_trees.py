@@ -44,6 +44,23 @@ def test_a_src_layout():
     assert python_of("src/p/m.py") == ["src/p/m.py"]
 
 
+def test_a_project_with_a_source_folder_has_nothing_else():
+    assert python_of("pyproject.toml", "src/p/m.py", "q/__init__.py", "demo.py") == ["p/m.py"]
+    assert python_of("pyproject.toml", "lib/p/__init__.py", "maint/x.py") == ["p/__init__.py"]
+
+
+def test_namespace_packages():
+    assert python_of("ns/p/m.py", "ns/q.py") == ["ns/p/m.py", "ns/q.py"]
+    assert python_of("setup.py", "ns/p/__init__.py", "demos/x.py", "ns/q.py") == ["ns/p/__init__.py", "ns/q.py"]
+    assert python_of("setup.py", "ns/p/m.py") == ["ns/p/m.py"]
+
+
+def test_a_tree_without_python_is_refused(tmp_path):
+    (tmp_path / "README").write_text("")
+    with pytest.raises(LivepatchError, match="no importable Python source in the two versions"):
+        from_trees(tmp_path, tmp_path)
+
+
 def test_a_tree_that_is_a_package_is_refused():
     with pytest.raises(LivepatchError, match="give the directory that contains it") as refusal:
         compare(files({"__init__.py": ""}), files({"__init__.py": ""}))
@@ -92,14 +109,14 @@ def test_new_and_gone_modules():
         "def h():\n    from .new import f",
     ],
 )
-def test_a_new_module_that_is_needed_is_refused(use):
-    found = refusals({"p/m.py": "def g(): pass"}, {"p/m.py": "def g(): pass\n" + use, "p/new.py": ""})
-    assert "p/new.py: a new module, imported by" in " ".join(found)
+def test_a_new_module_that_is_needed_is_brought(use):
+    found = report({"p/m.py": "def g(): pass"}, {"p/m.py": "def g(): pass\n" + use, "p/new.py": "f = 1"})
+    assert "p/new.py: a new module, imported by" in " ".join(map(str, found.added))
 
 
 def test_what_is_not_python_is_refused_if_it_changed():
     (refusal,) = refusals({"p/m.py": "print 1"}, {"p/m.py": "print 2"})
-    assert refusal.startswith("p/m.py:1: this Python cannot compile it")
+    assert refusal.startswith("p/m.py:1: this Python cannot compile the old version: ")
     assert not refusals({"p/bad.py": "print 1", "p/m.py": "x = 1"}, {"p/bad.py": "print 1", "p/m.py": "x = 2"})
     assert refusals({"p/m.py": "x = 1"}, {"p/m.py": "x = '\0'"})
 
@@ -110,7 +127,7 @@ def test_what_is_nested_too_deeply_is_refused():
         (refusal,) = refusals(f"def f():\n    {deep}", f"def f():\n    {deep} + 1")
         assert "nested too deeply" in refusal or "cannot compile" in refusal
     deep = "x = " + "+".join(["a"] * 700)
-    tree = {"p/m.py": "a = 1", "p/n.py": deep}
+    tree = {"p/m.py": "a = 1", "p/n.py": f"from p.m import a\n{deep}"}
     assert "p/n.py, perhaps" in refusals(tree, tree | {"p/m.py": "a = 2"})[0]
 
 
@@ -146,5 +163,5 @@ def test_a_tree_that_is_not_there(tmp_path):
     with pytest.raises(LivepatchError, match="is not a directory"):
         from_trees(tmp_path / "none", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(LivepatchError, match="is not a directory"):
+    with pytest.raises(LivepatchError, match="is neither a folder nor a wheel"):
         from_trees(tmp_path, tmp_path / "file")

@@ -3,9 +3,10 @@
 A new `__init__` that sets `self.limit` does nothing for instances that were made before. If other new code
 reads the attribute, it fails in production with AttributeError, long after the patch was loaded. So the
 attributes that the new version of a class sets on `self`, and that neither the old version nor its bases
-knew, are looked up in all code that the patch brings in. The same goes for an attribute that `__init__` now
-starts with a value of another type. Code that asks first (`hasattr`, `getattr` with a default) or sets it
-first is fine.
+knew, are looked up in all code that the patch brings in. Code that asks first (`hasattr`, `getattr` with a default)
+or sets it first is fine. For the rest, instances get what the new constructor would have given them when the attribute
+is first read, if that can be derived from the source (`archive.defaults`), and else the code is refused. The same goes
+for an attribute that `__init__` now starts with a value of another type.
 """
 
 from __future__ import annotations
@@ -13,34 +14,112 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
+from livepatch.archive.conversion import conversion, has_twins
+from livepatch.archive.defaults import derive
+from livepatch.archive.format import DefaultEntry, MemberEntry
 from livepatch.build import syntax
 from livepatch.build.findings import Findings
+from livepatch.build.report import ADDED, CARRIED, REFUSED, Change
 
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
 _HINT = "instances made before have it as the old release made it: restart, or let the code cope with both"
 
+#: What to write into the hooks.
+SKELETON = (
+    "instances made before have no such attribute: say what it is for them, in a file for --hooks:"
+    ' __livepatch_attributes__ = {{"{}": lambda instance: ...}}'
+)
+_LONGEST = 60  # characters of an expression that a report shows
+
 
 def check_attributes(modules: Sequence[Findings]) -> None:
-    """Refuse reads of attributes that only instances made by the new release have, or have in this form."""
+    """Say how live instances get attributes that only instances made by the new release have, or have in this form.
+
+    Where that cannot be told, the code that reads them is refused.
+    """
     for found in modules:
         for name, old, new in found.classes:
+            if found.old.text(old) == found.new.text(new):
+                continue
             stored = _stored(new)
-            fresh = stored.keys() - _known(old)
+            fresh = stored.keys() - known_attributes(old)
             if fresh:
-                fresh -= {a for ancestor in found.world.ancestors(found.old, old) for a in _known(ancestor)}
-            for attribute in sorted(fresh):
-                _check(modules, found, name, attribute, f"which the old {name} never sets")
+                fresh -= {a for ancestor in found.world.ancestors(found.old, old) for a in known_attributes(ancestor)}
+            for attribute in sorted(fresh - _of_class(found, name, new)):
+                readers = _readers(modules, found, name, attribute)
+                if readers and _derived(found, name, old, new, attribute, stored[attribute]):
+                    continue
+                key = f"{found.new.module}:{name}.{attribute}"
+                for module, where, node in readers:
+                    reason = f"it reads the attribute {attribute!r}, which the old {name} never sets"
+                    hint = SKELETON.format(key)
+                    entry = DefaultEntry(f"{name}.{attribute}", stored[attribute], hooked=True)
+                    change = Change(
+                        *(REFUSED, module.new.module, where, module.new.path, node.lineno, "attribute", reason, hint),
+                        entry=entry,
+                        needs=frozenset({key}),
+                    )
+                    module.changes += [change] if change not in module.changes else []
                 reason = "set by the new release only: instances made before do not have it"
                 found.note(f"{name}.{attribute}", stored[attribute], "attribute", reason)
             before, after = _initial(old), _initial(new)
             for attribute in sorted(before.keys() & after.keys()):
                 was, now = (values[attribute].__name__ for values in (before, after))
                 if was != now:
+                    readers = _readers(modules, found, name, attribute)
+                    if readers and _converted(found, name, old, new, attribute):
+                        continue
                     why = f"which starts as {now} now, and as {was} in the old {name}"
-                    _check(modules, found, name, attribute, why)
+                    for module, where, node in readers:
+                        reason = f"it reads the attribute {attribute!r}, {why}"
+                        module.refuse(where, node.lineno, "attribute", reason, _HINT)
 
 
-def _check(modules: Sequence[Findings], found: Findings, cls: str, attribute: str, why: str) -> None:
+def _of_class(found: Findings, name: str, new: ast.ClassDef) -> set[str]:
+    """What the live class gets itself: instances that lack it find it there."""
+    added = {change.name for change in found.changes if change.fate == ADDED} | found.touched.keys()
+    return {member for member in syntax.members(new) if f"{name}.{member}" in added}
+
+
+def _derived(found: Findings, name: str, old: ast.ClassDef, new: ast.ClassDef, attribute: str, line: int) -> bool:
+    """Say that live instances compute the attribute when it is first read, if they can, and old code cannot notice."""
+    value = derive(old, new, attribute)
+    world = found.world
+    family = {member for cls in world.ancestors(found.old, old) for member in syntax.members(cls)}
+    if value is None or world.asks_for(attribute) or (family & {"__getattr__"} and world.uses_attribute(attribute)):
+        return False
+    if "__slots__" in syntax.members(new):
+        return False
+    said = ast.unparse(value)
+    said = said if len(said) <= _LONGEST else said[:_LONGEST] + "..."
+    reason = f"instances made before get `{said}` when it is first read"
+    entry = DefaultEntry(f"{name}.{attribute}", line)
+    found.say(ADDED, entry.name, line, "attribute", reason, entry=entry, node=value)
+    return True
+
+
+def _converted(found: Findings, name: str, old: ast.ClassDef, new: ast.ClassDef, attribute: str) -> bool:
+    """Say that each world sees the attribute in its own form, if the source tells how one becomes the other."""
+    here = sum(isinstance(n, ast.Attribute) and n.attr == attribute and _is_set(n) for n in ast.walk(old))
+    if conversion(old, new, attribute) is None or "__slots__" in syntax.members(new):
+        return False
+    if found.world.count_stores(attribute) != here and not has_twins(old, new, attribute):
+        return False  # others set it, and nobody knows to what
+    entry = MemberEntry(f"{name}.{attribute}", _stored(new)[attribute], "converted", "read")
+    reason = "its values have another type now: each world sees its own, and instances are converted at completion"
+    found.say(CARRIED, entry.name, entry.line, "attribute", reason, entry=entry)
+    return True
+
+
+def _is_set(node: ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Store)
+
+
+def _readers(
+    modules: Sequence[Findings], found: Findings, cls: str, attribute: str
+) -> list[tuple[Findings, str, syntax.FunctionNode]]:
+    """The functions that the patch brings in and that rely on an attribute of a class."""
+    readers = []
     elsewhere = not found.world.uses_attribute(attribute)  # else `x.limit` may be about another class
     for module in modules:
         for where, node in _brought_in(module):
@@ -48,8 +127,8 @@ def _check(modules: Sequence[Findings], found: Findings, cls: str, attribute: st
             if own and node.name in _CONSTRUCTORS:
                 continue
             if (own or elsewhere) and _reads(node, attribute, of_self=own):
-                reason = f"it reads the attribute {attribute!r}, {why}"
-                module.refuse(where, node.lineno, "attribute", reason, _HINT)
+                readers.append((module, where, node))
+    return readers
 
 
 def _brought_in(found: Findings) -> Iterator[tuple[str, syntax.FunctionNode]]:
@@ -62,7 +141,7 @@ def _brought_in(found: Findings) -> Iterator[tuple[str, syntax.FunctionNode]]:
                 yield name if node is statement.node else f"{name}.{node.name}", node
 
 
-def _known(cls: ast.ClassDef) -> set[str]:
+def known_attributes(cls: ast.ClassDef) -> set[str]:
     """The attributes that instances of a class can have by its own body."""
     declared = {syntax.last_name(node.target) for node in cls.body if isinstance(node, ast.AnnAssign)}
     return syntax.members(cls) | declared | _stored(cls).keys()

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import replace
 
 from livepatch.build import syntax
+from livepatch.build.arrivals import compare_whole_modules
 from livepatch.build.attributes import check_attributes
+from livepatch.build.early import refuse_early_calls
 from livepatch.build.findings import RESTART, Findings
 from livepatch.build.modules import compare_modules
-from livepatch.build.report import NOTED, REFUSED, Change, Report
+from livepatch.build.report import ABSENT, NOTED, REFUSED, Change, Report
 from livepatch.build.sources import Files, Tree, module_name
-from livepatch.build.world import NOT_PYTHON, World
+from livepatch.build.values import carry_values
+from livepatch.build.world import NOT_PYTHON, World, is_program
 
 
-def compare(old: Files, new: Files) -> Report:
-    """What would become of every difference between two trees (path -> content).
+def compare(old: Files | Tree, new: Files | Tree) -> Report:
+    """What would become of every difference between two trees (path -> content, or sorted already).
 
     Raises LivepatchError (EINVAL) if a tree is itself a package.
     """
@@ -29,27 +33,78 @@ def compare(old: Files, new: Files) -> Report:
     changes: list[Change] = []
     for path in sorted(world.old.python.keys() | world.new.python.keys()):
         before, after = world.old.python.get(path), world.new.python.get(path)
-        if before is not None and after is not None and before.splitlines() != after.splitlines():
+        if before is None or after is None:
+            continue
+        if before.splitlines() != after.splitlines() or _passes_on(world, path):
             found = _compare_module(world, path, changes)
             if found is not None:
                 modules.append(found)
+    carry_values(world, modules)
     check_attributes(modules)
+    refuse_early_calls(world, modules)
     for found in modules:
         _note_effects(found)
     changes += [change for found in modules for change in found.changes]
-    changes += _whole_modules(world, modules)
+    changes += compare_whole_modules(world, modules)
     changes += _other_files(world)
+    changes = _set_aside(world, changes)
     return Report(sorted(changes, key=lambda change: (change.file, change.line, change.name)))
+
+
+def _passes_on(world: World, path: str) -> bool:
+    """Whether a module that has not changed itself has an `import *` that brings more names than before."""
+    source = world.parsed(path, new=True) if b"import *" in world.new.python[path] else None
+    if source is None:
+        return False
+    for statement in syntax.flatten(source.tree.body):
+        if isinstance(statement.node, ast.ImportFrom) and statement.binds() is None and not statement.dormant:
+            origin = source.resolve(statement.node)
+            old, new = (world.star_names(origin, new=new) for new in (False, True))
+            if old is not None and new is not None and new - old:
+                return True
+    return False
+
+
+def _set_aside(world: World, changes: list[Change]) -> list[Change]:
+    """What cannot be carried in a module that no service imports is no reason to refuse the rest.
+
+    Such a module is not carried at all, and the patch refuses to load in a process that has imported it. Whoever
+    imports it later gets what is on disk then. The same is true of a `__main__` that is only run as a program, but its
+    statements are like the block below `if __name__ == "__main__"`: where it runs, it has been started.
+    """
+    changes = [_started(world, change) for change in changes]
+    refused = {change.module for change in changes if change.fate == REFUSED and change.kind != "extension"}
+    aside = {module for module in refused if module and world.is_beside(module)}
+    set_aside = []
+    for change in changes:
+        if change.module in aside:
+            why = f" ({change.reason})" if change.fate == REFUSED else ""
+            reason = f"no service imports this module; the patch refuses to load where one has{why}"
+            change = replace(change, fate=ABSENT, reason=reason, hint="", entry=None, needs=frozenset())
+        set_aside.append(change)
+    return set_aside
+
+
+def _started(world: World, change: Change) -> Change:
+    program = change.fate == REFUSED and change.kind == "statement" and is_program(change.module)
+    if not program or not world.is_beside(change.module):
+        return change
+    reason = f"the start of a program, which has been started where it runs ({change.reason})"
+    return replace(change, fate=NOTED, reason=reason, hint="", entry=None, needs=frozenset())
 
 
 def _compare_module(world: World, path: str, changes: list[Change]) -> Findings | None:
     reason, line, hint = "", 0, "build with the Python that runs the process"
+    which = "old"
     try:
-        old, new = world.source(path, new=False), world.source(path, new=True)
-        old.code, new.code  # noqa: B018 - what is parsed can still fail to compile
+        old = world.source(path, new=False)
+        old.code  # noqa: B018 - what is parsed can still fail to compile
+        which = "new"
+        new = world.source(path, new=True)
+        new.code  # noqa: B018
     except NOT_PYTHON as error:
         what = error.args[0] if error.args else type(error).__name__
-        reason, line = f"this Python cannot compile it: {what}", getattr(error, "lineno", None) or 0
+        reason, line = f"this Python cannot compile the {which} version: {what}", getattr(error, "lineno", None) or 0
     else:
         found = Findings(old, new, world)
         try:
@@ -101,41 +156,9 @@ def _note_effects(found: Findings) -> None:
             found.note(name, new.node.lineno, "function", reason)
     public = [name for name, _ in found.added if "." not in name and not name.startswith("_")]
     importers = found.world.star_importers(found.new.module) if public else []
-    if importers:
+    if importers and found.world.star_names(found.new.module, new=True) is None:
         reason = f"new names, which `import *` in {importers[0]} does not pass on: {', '.join(public)}"
         found.note("", 0, "import", reason)
-
-
-def _whole_modules(world: World, modules: Sequence[Findings]) -> list[Change]:
-    """Modules that only one of the trees has."""
-    changes = []
-    needed = {name: where for found in modules for name, where in _imported(found)}
-    for path in sorted(world.new.python.keys() - world.old.python.keys()):
-        name = module_name(path)
-        if name in needed:
-            reason = f"a new module, imported by {needed[name]}"
-            changes.append(Change(REFUSED, name, "", path, 0, "module", reason, RESTART.format(name)))
-        else:
-            changes.append(Change(NOTED, name, "", path, 0, "module", "a new module, which nothing here imports"))
-    for path in sorted(world.old.python.keys() - world.new.python.keys()):
-        changes.append(Change(NOTED, module_name(path), "", path, 0, "module", "gone; it is left in place"))
-    return changes
-
-
-def _imported(found: Findings) -> list[tuple[str, str]]:
-    """(module, who) for everything that code brought in by the patch imports."""
-    bodies: list[tuple[str, ast.AST]] = [(new.definition.name, new.node) for _, new in found.functions]
-    bodies += [(name, statement.node) for name, statement in found.added]
-    imported = []
-    for who, body in bodies:
-        where = f"{who} in {found.new.path}"
-        for node in ast.walk(body):
-            if isinstance(node, ast.Import):
-                imported += [(alias.name, where) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                origin = found.new.resolve(node)
-                imported += [(origin, where), *((f"{origin}.{alias.name}", where) for alias in node.names)]
-    return imported
 
 
 def _other_files(world: World) -> list[Change]:

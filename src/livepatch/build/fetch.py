@@ -1,112 +1,108 @@
-"""Releases of a package from the package index, without running anything of them.
+"""Releases from the package index, without running anything of them.
 
-pip downloads, so its configuration holds: index, proxy, credentials, certificates. Only wheels are taken:
-they are archives of what would be installed. To prepare a source distribution, pip runs its build script, and
-that is code of the package; a release without a wheel is refused with what to do instead.
+pip downloads, so its configuration holds: index, proxy, credentials, certificates. Wheels are preferred: they
+are archives of what would be installed, and a pure one where there are several, as it has the same Python source
+and no compiled parts.
 
-A pure wheel is preferred where there are several; it has the same Python source and no compiled parts.
+To download a source distribution, pip insists on asking its build script for its metadata, and that is code of the
+package. pip runs it in a process of its own. So pip is stopped at that moment, by an audit hook: then it has unpacked
+the files, and nothing of them has been run.
 """
 
 from __future__ import annotations
 
-import email.parser
 import errno
-import io
-import re
+import os
 import subprocess
 import sys
 import tempfile
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
-from livepatch.archive.format import safe_path
+from livepatch.build.unpack import Release, unpack, unpacked
 from livepatch.core.model import LivepatchError
 
-_SIZE_LIMIT = 1024 * 1024 * 1024
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _PURE = ("--platform", "any", "--implementation", "py", "--abi", "none")
-
-
-@dataclass(frozen=True)
-class Release:
-    """One release, unpacked in memory: files as they would be installed, and what its metadata says."""
-
-    name: str
-    version: str
-    files: dict[str, bytes]
-    requires_python: str | None
+_ANY = ("--only-binary", ":all:")
+_SOURCE = ("--no-binary", ":all:")
+_STOPPED = 77
+#: pip, until it would start a Python: for the build, or for what the build needs.
+_WATCHED = f"""
+import os, runpy, sys
+def hook(event, args):
+    if event in ("subprocess.Popen", "os.posix_spawn", "os.exec") and sys.executable in (args[0], *map(str, args[1])):
+        os._exit({_STOPPED})
+sys.addaudithook(hook)
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 def fetch(name: str, version: str) -> Release:
-    """Download and unpack a release.
+    """Download and unpack a release; `name` and `version` are compared as PEP 503 and PEP 440 say.
 
-    Raises LivepatchError: EINVAL for a strange name or version, ENOENT if there is no such release or no
-    wheel of it, ENOSYS without pip.
+    Raises LivepatchError: EINVAL for a strange name or version, ENOENT if there is no such release, ENOSYS
+    without pip.
     """
-    if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
-        raise LivepatchError(errno.EINVAL, f"{name!r} {version!r} is not the name of a package and a version.")
+    check(name, version)
+    answers = []
     with tempfile.TemporaryDirectory(prefix="livepatch-") as folder:
-        answers = []
-        for options in (_PURE, ()):
-            answer = _download(name, version, folder, options)
-            wheels = sorted(Path(folder).glob("*.whl"))
-            if wheels:
-                return _unpack(wheels[0])
+        for options in ((*_ANY, *_PURE), _ANY, _SOURCE):
+            answer = _download(name, version, Path(folder), options)
+            for wheel in Path(folder).glob("*.whl"):
+                return unpack(wheel)
+            for about_to_be_built in Path(folder).glob("pip-*/*/PKG-INFO"):
+                return unpacked(about_to_be_built.parent)
             answers.append(answer)
     if "No module named pip" in answers[-1]:
         raise LivepatchError(errno.ENOSYS, "Fetching a release needs pip in this Python; run `python -m ensurepip`.")
     errors = [line.removeprefix("ERROR: ") for line in answers[-1].splitlines() if line.startswith("ERROR")]
     raise LivepatchError(
         errno.ENOENT,
-        f"No wheel of {name} {version} for this Python was found ({errors[-1] if errors else 'pip failed'}). "
-        "If there is none, unpack the sources by hand and use --old and --new: installing them would run their code.",
+        f"{name} {version} was not found on the package index ({errors[-1] if errors else 'pip failed'}).",
     )
 
 
-def _download(name: str, version: str, folder: str, options: tuple[str, ...]) -> str:
+def canonical(name: str) -> str:
+    """The form of a package's name in which it is compared (PEP 503)."""
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(name)
+
+
+def check(name: str, *versions: str) -> None:
+    """Raise LivepatchError (EINVAL) for what cannot be the name of a package and its versions."""
+    from packaging.utils import InvalidName, canonicalize_name
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        canonicalize_name(name, validate=True)
+    except InvalidName:
+        raise LivepatchError(errno.EINVAL, f"{name!r} is not the name of a package.") from None
+    for version in versions:
+        try:
+            Version(version)
+        except InvalidVersion:
+            raise LivepatchError(
+                errno.EINVAL, f"{version!r} is not a version; they look like 2.31.0, 1.0rc1 or 1.0+local."
+            ) from None
+    if len(versions) == 2 and Version(versions[0]) == Version(versions[1]):
+        raise LivepatchError(errno.EINVAL, f"{versions[0]} and {versions[1]} are the same release of {name}.")
+
+
+def _download(name: str, version: str, folder: Path, options: tuple[str, ...]) -> str:
+    """Let pip put a release into a folder, or what it is about to build below it; returns what it complains about."""
+    pip = ["-c", _WATCHED] if options == _SOURCE else ["-m", "pip"]
     command = [
         sys.executable,
-        "-m",
-        "pip",
+        "-P",
+        *pip,
         "download",
         "--quiet",
         "--no-input",
         "--disable-pip-version-check",
+        "--no-deps",
     ]
-    command += ["--no-deps", "--only-binary", ":all:", *options, "--dest", folder, f"{name}=={version}"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    command += [*options, "--dest", str(folder), f"{name}=={version}"]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     return done.stderr
-
-
-def _unpack(wheel: Path) -> Release:
-    name, version = wheel.name.split("-")[:2]
-    files: dict[str, bytes] = {}
-    requires = None
-    try:
-        with zipfile.ZipFile(io.BytesIO(wheel.read_bytes())) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-            if sum(info.file_size for info in infos) > _SIZE_LIMIT:
-                raise LivepatchError(errno.EFBIG, f"{wheel.name} unpacks to more than {_SIZE_LIMIT >> 20} MiB.")
-            for info in infos:
-                if not safe_path(info.filename):
-                    raise LivepatchError(errno.EINVAL, f"{wheel.name} contains the path {info.filename!r}.")
-                path = _installed(info.filename)
-                if path is not None:
-                    files[path] = archive.read(info)
-                elif info.filename.endswith(".dist-info/METADATA"):
-                    headers = email.parser.BytesHeaderParser().parsebytes(archive.read(info))
-                    requires = headers["Requires-Python"]
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise LivepatchError(errno.EINVAL, f"{wheel.name} is damaged: {error}.") from None
-    return Release(name, version, files, requires)
-
-
-def _installed(path: str) -> str | None:
-    """Where a member of a wheel is installed below site-packages; None for metadata and scripts."""
-    folder, _, rest = path.partition("/")
-    if folder.endswith(".data"):
-        place, _, rest = rest.partition("/")
-        return rest if place in ("purelib", "platlib") and rest else None
-    return None if folder.endswith(".dist-info") else path

@@ -23,6 +23,7 @@ class Use:
 
     text: str
     called: bool
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Index(ast.NodeVisitor):
         if module == self._module:
             yield from self._names.get(name, ())
             yield from self._any_name
-        aliases = self._modules.get(module, set()) | {module.rpartition(".")[2]}
+        aliases = self.names_of(module)
         for before, use in self._attributes.get(name, ()):
             if before in aliases:
                 yield use
@@ -68,12 +69,25 @@ class Index(ast.NodeVisitor):
             if imported.inside and imported.origin == module and imported.name in (name, "*"):
                 yield Use(self._text(imported.inside, imported.line), False)
 
+    def names_of(self, module: str) -> set[str]:
+        """The last names by which a module may go here."""
+        return self._modules.get(module, set()) | {module.rpartition(".")[2]}
+
+    def functions_naming(self, attribute: str, before: set[str]) -> set[str]:
+        """The functions, without `<locals>`, that name an attribute of something of these names."""
+        return {use.where for last, use in self._attributes.get(attribute, ()) if last in before}
+
+    def imports_module(self, module: str) -> bool:
+        """Whether this module imports a module, anywhere, or something from it."""
+        return module in self._modules or any(imported.origin == module for imported in self.imports)
+
     def _text(self, where: str, line: int) -> str:
         return f"{where or 'the module itself'} ({self._path}:{line})"
 
     def _use(self, node: ast.expr) -> Use:
         called = self._called is node and not self._depth
-        return Use(self._text(".".join(self._where), node.lineno), called)
+        where = ".".join(self._where)
+        return Use(self._text(where, node.lineno), called, where)
 
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Load) and node.id not in self._local:

@@ -12,16 +12,48 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from livepatch.archive.format import AddedEntry, ConstantEntry, FunctionEntry, RemovedEntry
+from livepatch.archive.format import (
+    AddedEntry,
+    BasesEntry,
+    BranchEntry,
+    CacheEntry,
+    ConstantEntry,
+    DefaultEntry,
+    EnumEntry,
+    FunctionEntry,
+    MemberEntry,
+    ModuleEntry,
+    RemovedEntry,
+)
+
+Entry = (
+    FunctionEntry
+    | AddedEntry
+    | RemovedEntry
+    | ConstantEntry
+    | CacheEntry
+    | DefaultEntry
+    | MemberEntry
+    | BasesEntry
+    | EnumEntry
+    | ModuleEntry
+    | BranchEntry
+)
 
 #: Fates of a difference, in the order in which a report shows them.
 CARRIED = "carried"  # a function whose code is exchanged, consistently
 ADDED = "added"  # a statement that is run before the transition; old code does not see what it binds
-AT_COMPLETION = "at completion"  # a constant that changes when the transition is over
+VALUE = "value"  # a name that means something else, to each task what belongs to its world
+AT_COMPLETION = "at completion"  # one that changes when the transition is over, without consistency
 NOTED = "note"  # no effect on a running process, or none that matters
+ABSENT = "not carried"  # in a module that no service imports; the patch refuses to load where one has
 REFUSED = "refused"  # not possible (yet): no archive
 LEFT_OUT = "left out"  # on request
-FATES = (CARRIED, ADDED, AT_COMPLETION, NOTED, REFUSED, LEFT_OUT)
+FATES = (CARRIED, ADDED, VALUE, AT_COMPLETION, NOTED, ABSENT, REFUSED, LEFT_OUT)
+
+
+#: The kind of a function that did not change, and is carried because it reads a value that did.
+READER = "reader"
 
 
 @dataclass(frozen=True)
@@ -41,7 +73,7 @@ class Change:
     kind: str
     reason: str
     hint: str = ""
-    entry: FunctionEntry | AddedEntry | RemovedEntry | ConstantEntry | None = field(default=None, compare=False)
+    entry: Entry | None = field(default=None, compare=False)
     needs: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -53,13 +85,20 @@ class Change:
         """The name by which other code may need what this change brings."""
         return f"{self.module}:{self.name}"
 
+    @property
+    def is_consistent(self) -> bool | None:
+        """Whether each task sees it as its world has it, and nobody else's; None for what the patch does not carry."""
+        if self.fate == AT_COMPLETION or isinstance(self.entry, BasesEntry | EnumEntry):
+            return False
+        return True if self.fate in (CARRIED, ADDED, VALUE) else None
+
     def matches(self, pattern: str) -> bool:
         """Whether a glob names this change: by `module`, `module:name`, or the file."""
         return any(fnmatchcase(text, pattern) for text in (self.module, self.key, self.file))
 
     def to_json(self) -> dict[str, Any]:
         keys = ("fate", "module", "name", "file", "line", "kind", "reason", "hint")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in keys} | {"consistent": self.is_consistent}
 
 
 @dataclass
@@ -81,6 +120,10 @@ class Report:
         return self.of(ADDED)
 
     @property
+    def values(self) -> list[Change]:
+        return self.of(VALUE)
+
+    @property
     def at_completion(self) -> list[Change]:
         return self.of(AT_COMPLETION)
 
@@ -97,14 +140,28 @@ class Report:
         return self.of(LEFT_OUT)
 
     @property
+    def not_consistent(self) -> list[Change]:
+        """What the patch carries and some task may see otherwise than its world has it."""
+        return [change for change in self.changes if change.is_consistent is False]
+
+    @property
+    def set_aside(self) -> list[Change]:
+        return self.of(ABSENT)
+
+    @property
+    def absent(self) -> list[str]:
+        """The modules that must not be loaded where the patch is, by name."""
+        return sorted({change.module for change in self.set_aside})
+
+    @property
     def changes_nothing(self) -> bool:
         """Whether no difference has an effect on a running process: then there is no archive either."""
-        return not self.of(CARRIED, ADDED, AT_COMPLETION, REFUSED)
+        return not self.of(CARRIED, ADDED, VALUE, AT_COMPLETION, REFUSED)
 
     @property
     def modules(self) -> list[str]:
         """The modules that the patch changes, by name."""
-        return sorted({change.module for change in self.of(CARRIED, ADDED, AT_COMPLETION)})
+        return sorted({change.module for change in self.of(CARRIED, ADDED, VALUE, AT_COMPLETION)})
 
     def narrowed(self, only: Iterable[str] = (), exclude: Iterable[str] = ()) -> Report:
         """The same report with what `only` does not name, or `exclude` names, left out.
@@ -120,17 +177,34 @@ class Report:
         missing = {change.key for change in kept if change.fate == LEFT_OUT}
         return Report([_without(change, missing & self._new_names()) for change in kept])
 
+    def hooked(self, attributes: Iterable[str]) -> Report:
+        """The same report where hooks say what live instances have under these attributes, as `module:C.name`."""
+        given = set(attributes)
+        kept: list[Change] = []
+        for change in self.changes:
+            entry = change.entry
+            if change.fate == REFUSED and isinstance(entry, DefaultEntry) and change.needs <= given:
+                module = next(iter(change.needs)).partition(":")[0]
+                said = (c.file for c in self.changes if (c.module, c.name) == (module, entry.name))
+                place = module, entry.name, next(said, change.file), entry.line
+                change = Change(ADDED, *place, "attribute", "instances made before get what the hooks say", entry=entry)
+            if not any(change == known and change.entry == known.entry for known in kept):
+                kept.append(change)
+        return Report(kept)
+
     def _needed(self, wanted: set[int], exclude: Iterable[str]) -> set[int]:
-        """Additions that what is wanted needs, and that nobody named."""
+        """What is new that what is wanted needs, and what reads values that are wanted: nobody named them."""
         needs = {need for change in self.changes if id(change) in wanted for need in change.needs}
-        found = {id(c) for c in self.of(ADDED) if c.key in needs and not _matches_any(c, exclude)}
+        found = {id(c) for c in self.of(ADDED, VALUE) if c.key in needs and not _matches_any(c, exclude)}
+        values = {change.key for change in self.of(VALUE) if id(change) in wanted}
+        found |= {id(c) for c in self.of(CARRIED) if c.kind == READER and c.needs & values}
         return found - wanted
 
     def _new_names(self) -> set[str]:
-        return {change.key for change in self.of(ADDED, AT_COMPLETION)}
+        return {change.key for change in self.of(ADDED, VALUE, AT_COMPLETION)}
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: the changes by fate, each with module, name, file, line, kind, reason and hint."""
+        """For machines: the changes by fate, each with module, name, file, line, kind, reason, hint and consistent."""
         return {fate: [change.to_json() for change in self.of(fate)] for fate in FATES}
 
 
@@ -143,7 +217,7 @@ def _without(change: Change, missing: set[str]) -> Change:
     lost = sorted(change.needs & missing)
     if not lost or change.fate == LEFT_OUT:
         return change
-    if change.fate == AT_COMPLETION:
+    if change.fate in (VALUE, AT_COMPLETION) or change.kind == READER:
         return _left_out(change)
     return replace(change, fate=REFUSED, reason=f"it uses {lost[0]}, which was left out", hint="keep both or neither")
 

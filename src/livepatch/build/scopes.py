@@ -23,6 +23,7 @@ Pair = tuple[Statement, Statement]
 _LIKENESS: tuple[Callable[[Statement], object], ...] = (
     lambda s: (s.under, _decorated(s), syntax.shape(s.node)),
     lambda s: (s.under, _decorated(s)),
+    lambda s: (_decorated(s), syntax.shape(s.node)),
     lambda s: _decorated(s),
     lambda s: None,
 )
@@ -54,6 +55,15 @@ class Scope:
     def new_binders(self) -> dict[str, list[Statement]]:
         return _binders(self.new)
 
+    @cached_property
+    def old_sets(self) -> set[str]:
+        """The names that other statements of the old version bind, or whose values they change."""
+        return _sets(self.old)
+
+    @cached_property
+    def new_sets(self) -> set[str]:
+        return _sets(self.new)
+
     def dormant(self) -> Statement | None:
         """A statement from the blocks that no import runs, if these differ."""
         return _difference(*([s for s in version if s.dormant] for version in (self.old, self.new)))
@@ -75,7 +85,7 @@ class Scope:
         gone: list[Statement] = []
         fresh: list[Statement] = []
         for old, new in groups.values():
-            for likeness in _LIKENESS:
+            for likeness in _LIKENESS if max(len(old), len(new)) > 1 else _LIKENESS[-1:]:
                 old, new = _pair_off(old, new, likeness, pairs)
             gone += old
             fresh += new
@@ -90,15 +100,33 @@ class Scope:
         pairs: list[Pair] = []
         return _pair_off(old, new, key, pairs)
 
+    def merged(self, pair: Pair) -> list[Statement]:
+        """The variants of a function below an `if` and its `else` whose place a single one without the `if` takes."""
+        name = getattr(pair[1].node, "name", "")
+        variants, new = self.old_binders.get(name, []), self.new_binders.get(name, [])
+        if len(variants) != 2 or len(new) != 1 or not all(isinstance(s.node, syntax.FunctionNode) for s in variants):
+            return []
+        around, (first, second) = pair[1].under, (variant.under for variant in variants)
+        test = first[-1] if first else ""
+        whole = first == (*around, test) and second == (*around, f"orelse of {test}") and test.startswith("if ")
+        return variants if whole else []
+
     def reordered(self) -> list[Statement]:
         """Statements of the new version that bind a name again, in another order than before."""
         found = []
         for name, new in self.new_binders.items():
             old = self.old_binders.get(name, [])
+            if len(new) == 1 or len(new) != len(old):
+                continue
             keys = [s.key for s in old], [s.key for s in new]
-            if len(new) > 1 and keys[0] != keys[1] and Counter(map(repr, keys[0])) == Counter(map(repr, keys[1])):
+            if keys[0] != keys[1] and Counter(map(repr, keys[0])) == Counter(map(repr, keys[1])):
                 found.append(new[-1])
         return found
+
+
+def _sets(statements: list[Statement]) -> set[str]:
+    known = [s.sets for s in statements if not s.dormant and s.alias is None]
+    return {name for part in known if part is not None for name in part[0]}
 
 
 def _is_overload(node: ast.AST) -> bool:

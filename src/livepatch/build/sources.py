@@ -1,8 +1,10 @@
 """A source tree: its files, which of them are importable, and under which module names.
 
 Two kinds of tree are told apart. An installed one (`site-packages`, an unpacked wheel) is importable from its
-root. A project (a checkout, an unpacked sdist) has a build file at its root; what is importable is in
-packages there or below `src/`, and beside them lie tests, documentation and tools, which no service runs.
+root. A project (a checkout, an unpacked sdist) has a build file at its root; what is importable is below `src/` or
+`lib/` if there is such a folder, else in packages and modules at the root, and beside them lie tests, documentation
+and tools, which no service runs. A folder without `__init__.py` is a namespace package (PEP 420) if packages are in
+it, or if the project has no others.
 """
 
 from __future__ import annotations
@@ -29,9 +31,17 @@ _COMPONENT = re.compile(r"\w+")
 _EXTENSION = re.compile(r"\.(so|pyd|pyx|pxd|pxi|c|cc|cpp|h|hpp|rs)$")
 _TYPES_ONLY = re.compile(r"\.pyi$|(^|/)py\.typed$")
 
+#: Where a word may stand, for `Tree.mentioning`: patterns of the source, with {} for the word.
+_GAP = r"(?:[\s\\]|#.*)"
+WORD = r"\b{}\b"
+ATTRIBUTE = rf"\.{_GAP}*{{}}\b"
+STRING = r"['\"]{}['\"]"
+FUNCTION = rf"\bdef{_GAP}+{{}}\b"
+CLASS = rf"\bclass{_GAP}+{{}}\b"
+
 
 def read_tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:
-    """All files of a tree. What is not Python source is only ever compared, so its SHA-256 stands for it.
+    """All files of a tree, each as `stand_in` has it.
 
     Raises LivepatchError (ENOENT, ENOTDIR) if the directory cannot be read.
     """
@@ -45,11 +55,13 @@ def read_tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:
         for name in names:
             path = Path(folder, name)
             if path.is_file() and not name.endswith(".pyc"):
-                content = path.read_bytes()
-                if not name.endswith(".py"):
-                    content = hashlib.sha256(content).digest()
-                found[path.relative_to(root).as_posix()] = content
+                found[path.relative_to(root).as_posix()] = stand_in(name, path.read_bytes())
     return found
+
+
+def stand_in(path: str, content: bytes) -> bytes:
+    """What is kept of a file: Python source, and of all others, which are only ever compared, the SHA-256."""
+    return content if path.endswith(".py") else hashlib.sha256(content).digest()
 
 
 @dataclass(frozen=True)
@@ -62,16 +74,18 @@ class Tree:
     outside: dict[str, bytes]  # tests, documentation, build files of a project
 
     @classmethod
-    def sort(cls, files: Files) -> Tree:
+    def sort(cls, files: Files | Tree) -> Tree:
         """Raises LivepatchError (EINVAL) if the root itself is a package: its name is not known then."""
+        if isinstance(files, Tree):
+            return files
         if "__init__.py" in files:
             raise LivepatchError(
                 errno.EINVAL, "The source tree is itself a package; give the directory that contains it."
             )
         tree = cls({}, {}, {}, {})
-        project = any(name in files for name in _PROJECT_FILES)
+        project = _Project(files) if any(name in files for name in _PROJECT_FILES) else None
         for path, content in sorted(files.items()):
-            inside = _import_path(path, files, project)
+            inside = _import_path(path, project)
             if inside is None:
                 tree.outside[path] = content
             elif _EXTENSION.search(inside):
@@ -90,20 +104,49 @@ class Tree:
         base = module.replace(".", "/")
         return next((path for path in (base + ".py", base + "/__init__.py") if path in self.python), None)
 
-    def mentioning(self, word: str) -> Iterator[str]:
-        """The paths of the modules in which a word occurs at all."""
-        return (path for path, content in self.python.items() if word.encode() in content)
+    def mentioning(self, word: str, how: str = WORD) -> Iterator[str]:
+        """The paths of the modules in which a word occurs, in such a place; if it is not ASCII, encodings differ.
+
+        Parsing is what a build spends its time with, and most modules do not have the word that is asked for.
+        """
+        if not word.isascii():
+            return iter(self.python)
+        sought = word.encode()
+        place = re.compile(how.format(re.escape(word)).encode())
+        return (path for path, content in self.python.items() if sought in content and place.search(content))
 
 
-def _import_path(path: str, files: Files, project: bool) -> str | None:
+class _Project:
+    """Where the importable files of a project are: in one folder, or in some folders of the root."""
+
+    def __init__(self, files: Files) -> None:
+        self.root = ""
+        self.folders: set[str] = set()
+        python = [path for path in files if path.endswith(".py")]
+        for root in ("src", "lib"):
+            if f"{root}/__init__.py" not in files and any(path.startswith(root + "/") for path in python):
+                self.root = root
+                return
+        folders = {path.partition("/")[0] for path in python if "/" in path} - _PROJECT_ONLY
+        packages = {path.partition("/")[0] for path in python if path.endswith("/__init__.py")}
+        self.folders = folders & packages or folders
+
+    def import_path(self, parts: tuple[str, ...]) -> tuple[str, ...]:
+        """The parts of a path below the import root; none if it is not below it."""
+        if self.root:
+            return parts[1:] if parts[0] == self.root else ()
+        if len(parts) == 1:
+            return () if parts[0] in _PROJECT_SCRIPTS else parts
+        return parts if parts[0] in self.folders else ()
+
+
+def _import_path(path: str, project: _Project | None) -> str | None:
     """The path relative to the import root, or None if the file is not importable."""
     parts = PurePosixPath(path).parts
     if any(_SKIPPED.fullmatch(part) for part in parts):
         return None
-    if project and parts[0] in ("src", "lib") and parts[0] + "/__init__.py" not in files:
-        parts = parts[1:]
-    elif project and parts[0] in (_PROJECT_ONLY if len(parts) > 1 else _PROJECT_SCRIPTS):
-        return None
+    if project is not None:
+        parts = project.import_path(parts)
     if not parts or not all(_COMPONENT.fullmatch(part) for part in parts[:-1]):
         return None
     if len(parts) == 1 and not parts[0].endswith((".py", ".so", ".pyd")):

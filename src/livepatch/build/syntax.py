@@ -7,17 +7,19 @@ other. Blocks that an import never runs (for type checkers, for programs) are ma
 """
 
 import ast
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 DefinitionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _UNSHOWN = {"annotation", "returns", "type_params", "type_comment", "kind", "ctx", "type_ignores"}
 _ANNOTATIONS = ("annotation", "returns", "type_params")
 #: Decorators that only type checkers look at.
-_TYPING_DECORATORS = {"override", "final", "no_type_check", "type_check_only"}
+TYPING_DECORATORS = {"override", "final", "no_type_check", "type_check_only"}
 
 
 def shape(node: object) -> object:
@@ -51,7 +53,7 @@ def annotation_dumps(node: ast.AST) -> object:
 
 def same_docstring(old: ast.AST, new: ast.AST) -> bool:
     """Whether two versions of a module, class or function have the same docstring, or none."""
-    documented = (*_DEFINITIONS, ast.Module)
+    documented = (*DEFINITIONS, ast.Module)
     assert isinstance(old, documented)
     assert isinstance(new, documented)
     return ast.get_docstring(old, clean=False) == ast.get_docstring(new, clean=False)
@@ -69,9 +71,7 @@ def effective(body: Sequence[ast.stmt]) -> list[ast.stmt]:
 
 def decorators(node: DefinitionNode) -> object:
     """What decorates a definition, comparable with `==`; decorators for type checkers do not count."""
-    return tuple(
-        shape(decorator) for decorator in node.decorator_list if last_name(decorator) not in _TYPING_DECORATORS
-    )
+    return tuple(shape(decorator) for decorator in node.decorator_list if last_name(decorator) not in TYPING_DECORATORS)
 
 
 def last_name(node: ast.expr) -> str:
@@ -104,14 +104,14 @@ def is_declaration(node: ast.AST) -> bool:
     return isinstance(node, ast.AnnAssign) and node.value is None
 
 
+def is_special(name: str) -> bool:
+    """Whether a name is one that the interpreter knows: `__init__`."""
+    return name.startswith("__") and name.endswith("__")
+
+
 def is_overload(node: FunctionNode) -> bool:
     """Whether only a type checker will ever look at this definition."""
     return any(last_name(decorator) == "overload" for decorator in node.decorator_list)
-
-
-def first_line(node: DefinitionNode) -> int:
-    """The line by which the compiler knows a definition: that of its first decorator."""
-    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +126,7 @@ class Statement:
     under: tuple[str, ...] = ()
     alias: ast.alias | None = None
     dormant: bool = False
+    root: ast.stmt | None = None  # the outermost of the compounds around it
 
     @property
     def line(self) -> int:
@@ -136,12 +137,17 @@ class Statement:
         """The node of the original tree that this statement stands for."""
         return self.alias or self.node
 
-    @property
+    @cached_property
     def key(self) -> object:
         """Equal for statements that do the same."""
         if isinstance(self.node, ast.ImportFrom):
             return self.under, "from", self.node.level, self.node.module, shape(self.alias)
         return self.under, shape(self.alias or self.node)
+
+    @cached_property
+    def sets(self) -> tuple[frozenset[str], frozenset[str]] | None:
+        """What it sets; see the function of this name."""
+        return sets(self.node)
 
     def binds(self) -> frozenset[str] | None:
         """The names it binds, or None if it does, or may do, something else."""
@@ -165,14 +171,15 @@ def _binds(node: ast.stmt) -> frozenset[str] | None:
         return _targets(node.targets)
     if isinstance(node, ast.AnnAssign):
         return _targets([node.target]) if node.value else frozenset()
-    if isinstance(node, _DEFINITIONS):
+    if isinstance(node, DEFINITIONS):
         return frozenset({node.name})
     if type(node).__name__ == "TypeAlias":
         return _targets([node.name])  # type: ignore[attr-defined]
     if isinstance(node, ast.Raise | ast.Pass):
         return frozenset()
     if isinstance(node, ast.If | ast.Try):
-        parts = [_binds(inner) for inner in nested_statements(node)]
+        inside = nested_statements(node)
+        parts = [_targets(n.targets) if isinstance(n, ast.Delete) else _binds(n) for n in inside]
         if None not in parts:
             return frozenset().union(*(part for part in parts if part))
     return None
@@ -193,25 +200,147 @@ def _targets(targets: Iterable[ast.expr]) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def flatten(body: Iterable[ast.stmt], under: tuple[str, ...] = (), dormant: bool = False) -> Iterator[Statement]:
+#: Methods that change what they are called on.
+MUTATORS = {
+    *("append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "update", "setdefault", "add"),
+    *("discard", "popitem", "move_to_end", "intersection_update", "difference_update", "symmetric_difference_update"),
+    *("appendleft", "extendleft"),
+}
+
+
+def sets(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]] | None:
+    """What a statement sets: names that it binds or whose values it changes, and attributes of objects, as `a.b`.
+
+    None if it does, or may do, something else.
+    """
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if len(targets) == 1 and isinstance(targets[0], ast.Attribute):
+            dotted = ast.unparse(targets[0])
+            plain = all(part.isidentifier() for part in dotted.split("."))
+            return (frozenset(), frozenset({dotted})) if plain else None
+        return _roots(targets)
+    if isinstance(node, ast.AugAssign):
+        return _roots([node.target])
+    if isinstance(node, ast.Delete):
+        return _roots(node.targets)
+    if isinstance(node, ast.Expr):
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        mutates = isinstance(called, ast.Attribute) and called.attr in MUTATORS
+        return _roots([called.value]) if mutates and isinstance(called, ast.Attribute) else None
+    if isinstance(node, ast.For | ast.While | ast.With | ast.If | ast.Try):
+        targets = [node.target] if isinstance(node, ast.For) else []
+        targets += [item.optional_vars for item in getattr(node, "items", ()) if item.optional_vars is not None]
+        parts = [_roots(targets), *map(sets, nested_statements(node))]
+        if None in parts:
+            return None
+        known = [part for part in parts if part is not None]
+        return frozenset().union(*(part[0] for part in known)), frozenset().union(*(part[1] for part in known))
+    if isinstance(node, ast.Break | ast.Continue):
+        return frozenset(), frozenset()
+    names = _binds(node)
+    return None if names is None else (names, frozenset())
+
+
+def _roots(targets: Iterable[ast.expr]) -> tuple[frozenset[str], frozenset[str]] | None:
+    """The names in targets: bound themselves, or with an item that is set."""
+    names: set[str] = set()
+    for target in targets:
+        parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+        for part in parts:
+            while isinstance(part, ast.Subscript | ast.Starred):
+                part = part.value
+            if isinstance(part, ast.Tuple | ast.List) and (inner := _roots([part])) is not None:
+                names |= inner[0]
+            elif isinstance(part, ast.Name):
+                names.add(part.id)
+            else:
+                return None
+    return frozenset(names), frozenset()
+
+
+def flatten(
+    body: Iterable[ast.stmt], under: tuple[str, ...] = (), dormant: bool = False, root: ast.stmt | None = None
+) -> Iterator[Statement]:
     """The statements of a module or class body that do something, in order."""
     for node in effective(list(body)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
-                yield Statement(node, under, alias, dormant)
+                yield Statement(node, under, alias, dormant, root)
         elif isinstance(node, ast.If) and (sleeps := is_dormant(node.test)) is not None:
-            yield from flatten(node.body, under, dormant or sleeps)
-            yield from flatten(node.orelse, under, dormant or not sleeps)
-        elif not isinstance(node, _DEFINITIONS) and _contains_definition(node):
+            yield from flatten(node.body, under, dormant or sleeps, root)
+            yield from flatten(node.orelse, under, dormant or not sleeps, root)
+        elif not isinstance(node, DEFINITIONS) and _contains_definition(node):
             for header, block in _blocks(node):
-                yield from flatten(block, (*under, header), dormant)
+                yield from flatten(block, (*under, header), dormant, root or node)
         else:
-            yield Statement(node, under, None, dormant)
+            yield Statement(node, under, None, dormant, root)
+
+
+def is_try(header: str) -> bool:
+    """Whether what a statement stands under is a part of a `try`."""
+    return header == "try" or header.endswith(" of try")
+
+
+def beside(statement: Statement, body: Iterable[Statement]) -> list[Statement]:
+    """The statements of a body that are in the same `try`, at whatever depth, and may decide which of its parts run:
+    all but definitions."""
+    if not any(map(is_try, statement.under)):
+        return []
+    return [s for s in body if s.root is statement.root and not isinstance(s.node, DEFINITIONS)]
+
+
+def only_raises(node: ast.stmt) -> bool:
+    """Whether a statement does nothing but to decide whether something is raised."""
+    if isinstance(node, ast.If):
+        return all(map(only_raises, nested_statements(node)))
+    return isinstance(node, ast.Raise)
+
+
+def all_statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a body and all that are inside of them, at any depth."""
+    pending: deque[ast.AST] = deque(body)
+    while pending:
+        node = pending.popleft()
+        if isinstance(node, ast.stmt):
+            yield node
+        if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            pending.extend(child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr))
+
+
+def exported(body: Iterable[ast.stmt]) -> frozenset[str] | None:
+    """What `__all__` lists, if all that the statements of a module say about it are lists of strings; else None."""
+    found: set[str] | None = None
+    for statement in flatten(body):
+        node = statement.node
+        if not any(isinstance(inner, ast.Name) and inner.id == "__all__" for inner in ast.walk(node)):
+            continue
+        part = getattr(node, "value", None)
+        if isinstance(node, ast.Expr) and isinstance(part, ast.Call) and last_name(part.func) == "extend":
+            part = part.args[0] if part.args else None
+        elif not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            return None
+        if not isinstance(part, ast.List | ast.Tuple) or statement.under or statement.dormant:
+            return None
+        if not all(isinstance(item, ast.Constant) and isinstance(item.value, str) for item in part.elts):
+            return None
+        names = {item.value for item in part.elts if isinstance(item, ast.Constant) and isinstance(item.value, str)}
+        found = names if isinstance(node, ast.Assign | ast.AnnAssign) else (found or set()) | names
+    return None if found is None else frozenset(found)
 
 
 def members(cls: ast.ClassDef) -> set[str]:
     """The names that a class body binds."""
     return {name for statement in flatten(cls.body) for name in statement.binds() or ()}
+
+
+def stored(cls: ast.ClassDef) -> set[str]:
+    """The attributes that the methods of a class set on `self`, and its own members."""
+    return members(cls) | {
+        node.attr
+        for node in ast.walk(cls)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and first_name(node.value) == "self"
+    }
 
 
 def is_dormant(test: ast.expr) -> bool | None:
@@ -230,7 +359,7 @@ def is_dormant(test: ast.expr) -> bool | None:
 
 
 def _contains_definition(node: ast.stmt) -> bool:
-    return any(isinstance(inner, _DEFINITIONS) or _contains_definition(inner) for inner in nested_statements(node))
+    return any(isinstance(inner, DEFINITIONS) or _contains_definition(inner) for inner in nested_statements(node))
 
 
 def _blocks(node: ast.stmt) -> Iterator[tuple[str, list[ast.stmt]]]:

@@ -21,7 +21,7 @@ COMMANDS = {
     "attach": "process",
     "build": "archives",
     "info": "archives",
-    "check": "patches",
+    "check": "check",
     "load": "patches",
     "list": "show",
     "status": "show",

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-from livepatch.attach.client import Client
+from livepatch.attach.client import Client, NotPrepared
 from livepatch.attach.processes import NoAccess
 from livepatch.core.model import LivepatchError
 
@@ -130,6 +130,16 @@ def one_pid_option(command: _Command) -> _Command:
     )(command)
 
 
+def connect(pid: int) -> Client:
+    """The agent of a process, brought into it first if it was not prepared and that is possible."""
+    try:
+        return Client(pid)
+    except NotPrepared:
+        from livepatch.attach import remote
+
+        return remote.attach(pid)
+
+
 def each_process(
     pids: Sequence[int],
     look: Callable[[Client], dict[str, Any]],
@@ -137,7 +147,8 @@ def each_process(
 ) -> int:
     """Have a look at several processes, one after another; what one refuses does not keep us from the next.
 
-    The JSON is a list with one object for each process, whether there is one or many.
+    The JSON is a list with one object for each process, whether there is one or many. One with an `error` counts as
+    refused.
     """
     results: list[dict[str, Any]] = []
     worst = DONE
@@ -147,6 +158,7 @@ def each_process(
         try:
             with connect(pid) as client:
                 results.append({"pid": pid, **look(client)})
+            worst = max(worst, REFUSED if "error" in results[-1] else DONE)
         except LivepatchError as error:
             output.warn(str(error))
             results.append({"pid": pid, "error": describe(error.errno or errno.EINVAL, str(error))})
@@ -187,6 +199,23 @@ def _where(task: dict[str, Any]) -> str:
 def near(text: str) -> str:
     """The same with file names without their folders, where there is no room for more."""
     return re.sub(r"\((?:[^()]*/)?([^()/]+:\d+)\)", r"(\1)", text) or "-"
+
+
+def show_walks(found: dict[str, Any]) -> None:
+    """Whose live instances a patch goes through, and what that costs; an older agent does not tell."""
+    if not found.get("instances"):
+        return
+    output.say("It goes through live instances; for each time, all threads stop while they are listed:")
+    rows = [
+        [
+            walk["class"],
+            "-" if walk["live"] is None else str(walk["live"]),
+            str(walk["objects"]),
+            f"{walk['seconds']:.3f} s",
+        ]
+        for walk in found["instances"]
+    ]
+    output.table(["CLASS", "INSTANCES", "OBJECTS ON THE HEAP", "STOP"], rows)
 
 
 def since(task: dict[str, Any]) -> str:

@@ -1,34 +1,27 @@
-"""Commands that change a process, and the one that says beforehand what would happen."""
+"""Commands that change a process."""
 
 from __future__ import annotations
 
 import errno
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import click
 
-from livepatch.attach.client import Client, NotPrepared
+from livepatch.archive import format
+from livepatch.attach.client import Client
 from livepatch.core.model import LivepatchError
 
 from .common import (
-    BLOCKERS,
     DONE,
-    blocker_rows,
-    each_process,
+    connect,
     json_option,
     one_pid_option,
     output,
-    pid_option,
+    show_walks,
     task_rows,
-    warning,
 )
 from .settle import State, settle
-
-#: Seconds between two looks at who stays in the way, at first and at most.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
 _PatchFile = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
@@ -50,16 +43,6 @@ _on_stall_option = click.option(
 )
 
 
-def _connect(pid: int) -> Client:
-    """The agent of a process, brought into it first if it was not prepared and that is possible."""
-    try:
-        return Client(pid)
-    except NotPrepared:
-        from livepatch.attach import remote
-
-        return remote.attach(pid)
-
-
 @click.command("load")
 @click.argument("file", type=_PatchFile)
 @one_pid_option
@@ -72,8 +55,9 @@ def load_command(file: Path, pid: int, timeout: float, on_stall: str) -> int:
     FILE is an archive made by `livepatch build`, or a patch written by hand (a .py file). Waits until
     every task of the process runs the new code.
     """
-    with _connect(pid) as client:
+    with connect(pid) as client:
         known = {patch["name"] for patch in client.call("list")}
+        walks = _walks(client, file)
 
         def find(other: Client) -> State | None:
             return next((patch for patch in other.call("list") if patch["name"] not in known), None)
@@ -86,8 +70,21 @@ def load_command(file: Path, pid: int, timeout: float, on_stall: str) -> int:
         # disorder.
         with Client(pid) as client:
             client.call("unload", name=state["name"])
-    output.result({"pid": pid, **state})
+    output.result({"pid": pid, **state, **walks})
     return status
+
+
+def _walks(client: Client, file: Path) -> State:
+    """What a patch that goes through live instances is about to cost, shown before anything is touched."""
+    try:
+        written = file.read_bytes() if file.suffix == ".py" else format.read(file.read_bytes()).hooks or b""
+    except LivepatchError:  # the process says why it refuses that
+        return {}
+    if b"instance" not in written:  # a needless check does no harm
+        return {}
+    found = client.send_file("check", file)
+    show_walks(found)
+    return {"instances": found.get("instances", [])}
 
 
 def _extent(state: State) -> str:
@@ -216,60 +213,3 @@ def unload_command(name: str, pid: int) -> int:
     output.say(f"'{name}' is unloaded from process {pid}.")
     output.result({"pid": pid, "name": name, "unloaded": True})
     return DONE
-
-
-@click.command("check")
-@click.argument("file", type=_PatchFile)
-@pid_option
-@click.option(
-    "--watch",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="If tasks are in the way, see for so long which of them stay there; 0 does not wait.",
-)
-@json_option
-def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
-    """Say whether a patch fits a process, what it would change, and who would stand in the way; changes
-    nothing.
-
-    The agent is brought into the process if it is not there yet. A patch written by hand (a .py file) is
-    executed to be checked.
-    """
-
-    def look(client: Client) -> dict[str, Any]:
-        found = client.send_file("check", file)
-        output.say(f"'{found['name']}' fits process {client.pid}. It would change:")
-        rows = [[obj["name"], function] for obj in found["objects"] for function in obj["functions"]]
-        output.table(["MODULE", "FUNCTION"], rows)
-        if found["blocking"]:
-            output.say("In the way now, if they stay there:")
-            output.table(BLOCKERS, blocker_rows(found["blocking"]))
-        else:
-            output.say("No task is in the way now.")
-        return {**found, "stay": _watched(client, found["blocking"], watch) if watch else []}
-
-    return each_process(pids, look, connect=_connect)
-
-
-def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
-    """Those that are in the very same call until the end of the time; it is over early when there are none."""
-    if not tasks:
-        return []
-    output.say(f"Seeing which of them stay there, for up to {watch:g} s ...")
-    deadline, pause = time.monotonic() + watch, _FIRST_PAUSE
-    stay, idents = tasks, {(task["kind"], task["ident"]) for task in tasks}
-    while stay and (left := deadline - time.monotonic()) > 0:
-        time.sleep(min(pause, left))
-        asked = time.monotonic()
-        stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
-        # Never more than a tenth of the target's time.
-        pause = max(min(pause * 2, _LONGEST_PAUSE), 10 * (time.monotonic() - asked))
-    for task in stay:
-        output.warn(warning(task))
-    if not stay:
-        output.say("None of them was seen to stay.")
-    elif len(stay) < len(tasks):
-        output.say(f"{len(stay)} of {len(tasks)} were seen to stay.")
-    return stay

@@ -1,0 +1,113 @@
+"""Functions and classes whose conditions changed, or that are defined in more or fewer places than before.
+
+Where the conditions can be evaluated again without doing anything (versions of Python, imports that may fail), loading
+the patch finds out which definition is the live one, and whether it corresponds to the one before; see
+`archive.branches`. Definitions that are not the live ones are no concern of that process.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Callable
+
+from livepatch.archive.format import BranchEntry
+from livepatch.build import syntax
+from livepatch.build.findings import Findings
+from livepatch.build.purity import Purity
+from livepatch.build.report import CARRIED
+from livepatch.build.scopes import Scope
+from livepatch.build.syntax import Statement
+from livepatch.build.uses import condition_of
+from livepatch.build.world import Source
+
+
+def decide(
+    found: Findings,
+    scope: Scope,
+    old: ast.ClassDef | None = None,
+    new: ast.ClassDef | None = None,
+    take: Callable[[str, list[Statement], list[Statement]], bool] | None = None,
+) -> None:
+    """Say which names of a module, or of two versions of a class, are left for the load to decide.
+
+    A method that `take` can exchange as a whole may even come or go.
+    """
+    for name in sorted(scope.old_binders.keys() & scope.new_binders.keys()):
+        was, now = scope.old_binders[name], scope.new_binders[name]
+        if _conditions(was, scope.old) == _conditions(now, scope.new) or not any(s.under for s in [*was, *now]):
+            continue
+        if scope.merged((was[0], now[0])):
+            continue  # whichever of them is alive becomes the one that there is now
+        if not (_are_alike(was + now) and _can_tell(found, found.old, was, scope.old, old)):
+            continue
+        if not _can_tell(found, found.new, now, scope.new, new):
+            continue
+        kind = ast.ClassDef if isinstance(now[0].node, ast.ClassDef) else syntax.FunctionNode
+        if take is not None and kind is not ast.ClassDef and take(name, was, now):
+            continue
+        pairs, gone, fresh = scope.definitions(kind)
+        sides = [(a.node.lineno, b.node.lineno) for a, b in pairs if b in now]
+        sides += [(s.node.lineno, 0) for s in gone if s in was] + [(0, s.node.lineno) for s in fresh if s in now]
+        entry = BranchEntry(
+            scope.prefix + name,
+            now[0].line,
+            tuple(side[0] for side in sides),
+            tuple(side[1] for side in sides),
+            _around(was, scope.old),
+            _around(now, scope.new),
+        )
+        found.decided.add(scope.prefix + name)
+        reason = "it is defined under other conditions: loading the patch shows whether the same one is meant"
+        shown = "class" if kind is ast.ClassDef else "method" if scope.prefix else "function"
+        found.say(CARRIED, scope.prefix + name, now[0].line, shown, reason, entry=entry)
+
+
+def _conditions(statements: list[Statement], body: list[Statement]) -> list[object]:
+    """All that decides about them, comparable with `==`."""
+    return [(s.under, [other.key for other in syntax.beside(s, body)]) for s in statements]
+
+
+def _are_alike(statements: list[Statement]) -> bool:
+    """Whether all of them define functions, or all classes, with no decorators that others may have to do with."""
+    nodes = [statement.node for statement in statements]
+    classes = all(isinstance(node, ast.ClassDef) for node in nodes)
+    return classes or all(isinstance(node, syntax.FunctionNode) and not node.decorator_list for node in nodes)
+
+
+def _can_tell(
+    found: Findings, source: Source, statements: list[Statement], body: list[Statement], cls: ast.ClassDef | None
+) -> bool:
+    """Whether it can be found out once more which of them is chosen."""
+    nodes: list[ast.AST] = []
+    for statement in statements:
+        for header in statement.under:
+            condition = condition_of(header)
+            if condition is None and not syntax.is_try(header):
+                return False
+            nodes += [condition] if condition is not None else []
+        beside = syntax.beside(statement, body)
+        nodes += [other.node for other in beside]
+        # What fails in a definition may decide as well.
+        inside = [s.node for s in body if beside and s.root is statement.root and s.under[-1:] == ("try",)]
+        if not all(_cannot_fail(node) for node in inside if isinstance(node, syntax.DefinitionNode)):
+            return False
+    read = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    bound = (
+        source.bindings.keys()
+        | {name for name in read if hasattr(builtins, name)}
+        | {s for b in body for s in b.binds() or ()}
+    )
+    if read - bound or any(None in source.bindings.get(name, ()) for name in read):
+        return False  # nobody knows what it was, or it may have changed since
+    return Purity(found.world, source, new=source is found.new).problem(nodes, (), cls) is None
+
+
+def _cannot_fail(node: syntax.DefinitionNode) -> bool:
+    if isinstance(node, ast.ClassDef):
+        return all(isinstance(base, ast.Name) for base in node.bases) and not (node.decorator_list or node.keywords)
+    return not (node.decorator_list or node.args.defaults or any(node.args.kw_defaults))
+
+
+def _around(statements: list[Statement], body: list[Statement]) -> tuple[int, ...]:
+    return tuple(sorted({other.node.lineno for s in statements for other in syntax.beside(s, body)}))

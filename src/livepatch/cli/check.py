@@ -1,0 +1,168 @@
+"""The command that says beforehand what a patch would do to a process, and if it does not fit, in what way."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from livepatch.attach.client import Client
+
+from .common import (
+    BLOCKERS,
+    blocker_rows,
+    connect,
+    describe,
+    each_process,
+    json_option,
+    output,
+    pid_option,
+    show_walks,
+    warning,
+)
+
+State = dict[str, Any]
+
+#: Seconds between two looks at who stays in the way, at first and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
+#: Lines of a difference that are shown; --json has both sources.
+_LINES = 20
+
+
+@click.command("check")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
+@pid_option
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="If tasks are in the way, see for so long which of them stay there; 0 does not wait.",
+)
+@json_option
+def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
+    """Say whether a patch fits a process, what it would change, and who would stand in the way; changes
+    nothing.
+
+    Of an archive it says which release was found there, function by function whether it is what the patch was built
+    for and what it is if not, and which other patches' versions it would lie in front of. The exit status is 1 if
+    the patch does not fit.
+
+    If it goes through live instances, it says of which classes, how many there are, and for how long all threads stop
+    while they are listed.
+
+    The agent is brought into the process if it is not there yet. A patch written by hand (a .py file) is
+    executed to be checked.
+    """
+
+    def look(client: Client) -> dict[str, Any]:
+        found = client.send_file("check", file)
+        error = found.get("error")
+        if error is not None:
+            output.say(f"{file.name} does not fit process {client.pid}. Found there:")
+        else:
+            output.say(f"'{found['name']}' fits process {client.pid}. It would change:")
+        _show(found)
+        if error is not None:
+            output.warn(error["sentence"])
+            return {**found, "error": describe(error["errno"], error["sentence"])}
+        show_walks(found)
+        if found["blocking"]:
+            output.say("In the way now, if they stay there:")
+            output.table(BLOCKERS, blocker_rows(found["blocking"]))
+        else:
+            output.say("No task is in the way now.")
+        return {**found, "stay": _watched(client, found["blocking"], watch) if watch else []}
+
+    return each_process(pids, look, connect=connect)
+
+
+def _show(found: State) -> None:
+    """What an archive finds here, in detail; of a patch written by hand, the functions."""
+    if not found.get("modules"):  # nor does an agent that is older than this command tell them
+        rows = [[obj["name"], function] for obj in found.get("objects", ()) for function in obj["functions"]]
+        output.table(["MODULE", "FUNCTION"], rows)
+        return
+    for release in found["releases"]:
+        output.say(_release(release))
+    would = _would(found)
+    rows = [
+        [module["name"], function["name"], function["state"], would(function), function["how"] or "-"]
+        for module in found["modules"]
+        for function in module["functions"]
+    ]
+    if rows:
+        output.table(["MODULE", "FUNCTION", "FOUND", "WOULD BE", "WHY"], rows)
+    for module in found["modules"]:
+        for fate, names in module["names"].items():
+            later = "" if module["imported"] else ", when it is imported"
+            output.say(f"{fate.replace('_', ' ')} in {module['name']}{later}: {', '.join(names)}")
+        for function in module["functions"]:
+            for line in _difference(module, function):
+                output.say(line)
+
+
+def _release(release: State) -> str:
+    """Which release was found, and which is expected."""
+    name, imported, installed = release["name"], release["imported"], release["installed"]
+    found = f"{name} {imported} is imported" if imported else f"The version of the imported {name} is not known"
+    if installed is not None:
+        found += f" and {installed} is on disk"
+    return f"{found}; the patch makes {release['to']} of {release['from']}."
+
+
+def _would(found: State) -> Callable[[State], str]:
+    """What a function would be with the patch, in words."""
+
+    def word(function: State) -> str:
+        if "error" in found:
+            return "-"
+        if function["state"] == "not imported":
+            return "active when imported"
+        if function["state"] == "not defined here":
+            return "left out"
+        others = ", ".join(f"'{name}'" for name in function["patches"])
+        if not others:
+            return "active"
+        return f"active, {'instead of' if found['replace'] else 'in front of'} {others}"
+
+    return word
+
+
+def _difference(module: State, function: State) -> Iterator[str]:
+    """The lines in which a function differs from what the patch expects, if both sources are known."""
+    expected, live = function["expected"], function["live"]
+    if expected is None or live is None:
+        return
+    names = f"{function['name']} expected", f"{function['name']} in {module['file']}"
+    lines = list(difflib.unified_diff(expected.splitlines(), live.splitlines(), *names, lineterm="", n=1))
+    yield from lines[:_LINES]
+    if len(lines) > _LINES:
+        yield f"... and {len(lines) - _LINES} lines more"
+
+
+def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
+    """Those that are in the very same call until the end of the time; it is over early when there are none."""
+    if not tasks:
+        return []
+    output.say(f"Seeing which of them stay there, for up to {watch:g} s ...")
+    deadline, pause = time.monotonic() + watch, _FIRST_PAUSE
+    stay, idents = tasks, {(task["kind"], task["ident"]) for task in tasks}
+    while stay and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(pause, left))
+        asked = time.monotonic()
+        stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
+        # Never more than a tenth of the target's time.
+        pause = max(min(pause * 2, _LONGEST_PAUSE), 10 * (time.monotonic() - asked))
+    for task in stay:
+        output.warn(warning(task))
+    if not stay:
+        output.say("None of them was seen to stay.")
+    elif len(stay) < len(tasks):
+        output.say(f"{len(stay)} of {len(tasks)} were seen to stay.")
+    return stay
