@@ -25,6 +25,8 @@ ROWS = {
     "server": "server.under_load",
     "agent": "command.agent",
     "shadow": "shadow.shadow",
+    "instances": "instances.among_a_million",
+    "build": "building.largest",
 }
 
 

@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 
 #: Layers that any Python serves alike: what they show of the interpreter is tested beneath them.
-ONCE = ("cli", "fs", "model")
+ONCE = ("build", "cli", "cve", "fs", "model")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] in ONCE:
             item.add_marker("once")
+    # The list is dealt out in as many pieces as processes test: what takes long shall be in all of them.
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    gap = len(others) // max(len(slow), 1)
+    for number, item in enumerate(slow):
+        others.insert(number * (gap + 1), item)
+    items[:] = others
 
 
 @pytest.fixture(autouse=True)

@@ -1,108 +1,81 @@
 """Real security releases, through the command line: vulnerable, fixed, and vulnerable again, in one live process.
 
-Each folder of `cases/` is one release of a package on the Python package index: `case.json` names it and pins all it
-needs, and `poc.py` shows harmlessly whether the process is vulnerable. The target has the vulnerable release imported
-and holds objects that were made by it, before the patch is built from the two releases and loaded.
+The course of a case is in `corpus/case.py`, which `./run corpus` goes through as well, and `docs/corpus.md` shows.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
+from corpus import table
+from corpus.case import FAILED, FIXED, REFUSED, ROOT, STALLED, Outcome, cases, run
 
-HERE = Path(__file__).parent
-CASES = sorted(path.parent.name for path in HERE.glob("cases/*/case.json"))
-CACHE = HERE.parent.parent / ".cache" / "cve"
-
-pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1200)]
-
-
-def livepatch(*arguments: object, status: int = 0) -> str:
-    """One command, as a user types it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "livepatch", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == status, f"{arguments}: {done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
+ALL = cases()
+#: As many as there is time for; `./run corpus` goes through all.
+SOME = ALL[::2]
 
 
-def tree(case: dict) -> Path:
-    """The vulnerable release with exactly the pins of the case, installed once and kept."""
-    kept = CACHE / f"{case['package']}-{case['v1']}-{sysconfig.get_python_version()}"
-    if not kept.exists():
-        made = kept.with_name(f"{kept.name}.{os.getpid()}")
-        wanted = [f"{case['package']}=={case['v1']}", *case["requires"]]
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, "--target", made, *wanted], check=True, stderr=subprocess.DEVNULL)
-        try:
-            made.rename(kept)
-        except OSError:  # another worker was quicker
-            shutil.rmtree(made)
-    return kept
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_vulnerable_fixed_and_vulnerable_again(case):
+    outcome = run(case)
+    assert outcome.outcome == said_by_page(case), "\n".join(outcome.reasons)
 
 
-class Target:
-    """A running vulnerable process."""
-
-    def __init__(self, name: str, release: Path) -> None:
-        command = [sys.executable, HERE / "target.py", HERE / "cases" / name / "poc.py"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "livepatch", "run", "--", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(release)},
-        )
-        self.pid = self.ask("pid")
-
-    def ask(self, question: str):
-        self.process.stdin.write(question + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
+def said_by_page(case) -> str:
+    """What docs/corpus.md has as the outcome of a case: it must be true, also where it is not what one wishes for."""
+    (row,) = [row for row in table.table_of_page() if row.startswith(table.start_of_row(described(case)))]
+    return row.split("|")[4].strip()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_vulnerable_fixed_and_vulnerable_again(name, tmp_path):
-    case = json.loads((HERE / "cases" / name / "case.json").read_text())
-    target = Target(name, tree(case))
-    try:
-        assert target.ask("vulnerable") is True
-        assert target.ask("works") is not False
-
-        archive = tmp_path / "fix.livepatch"
-        livepatch("build", "--package", case["package"], "--from", case["v1"], "--to", case["v2"], "-o", archive)
-        livepatch("check", archive, "--pid", target.pid)
-        livepatch("load", archive, "--pid", target.pid)
-        assert target.ask("vulnerable") is False
-        assert target.ask("works") is not False
-
-        listed = json.loads(livepatch("list", "--json", "--pid", target.pid))
-        (name,) = [patch["name"] for patch in listed[0]["patches"]]
-        livepatch("disable", name, "--pid", target.pid)
-        assert target.ask("vulnerable") is True
-        assert target.ask("works") is not False
-        livepatch("unload", name, "--pid", target.pid)
-
-        livepatch("load", archive, "--pid", target.pid)
-        assert target.ask("vulnerable") is False
-        assert target.ask("pid") == target.pid
-        assert not re.search("warning|error", livepatch("dmesg", "--pid", target.pid), re.IGNORECASE)
-    finally:
-        target.close()
+def described(case) -> Outcome:
+    content = json.loads((case / "case.json").read_text())
+    return Outcome(case.name, *(content[key] for key in ("package", "v1", "v2", "advisory", "what")))
 
 
-def test_there_are_ten():
-    assert len(CASES) >= 10
+def test_there_are_thirty_each_named_after_its_release():
+    assert len(ALL) == 30
+    for case in ALL:
+        known = described(case)
+        assert case.name == f"{known.package}-{known.v1}"
+        assert "def works(" in (case / "poc.py").read_text() or (case / "works.py").exists(), case
+
+
+def test_the_page_was_made_by_the_command_for_all_cases():
+    """`./run corpus --markdown` writes it; each row begins as the command makes it, and the rate is what it counts."""
+    lines = table.table_of_page()
+    rows = [line for line in lines if line.startswith("| ")][2:]
+    outcomes = [described(case) for case in ALL]
+    assert [row[: len(table.start_of_row(case))] for row, case in zip(rows, outcomes, strict=True)] == [
+        table.start_of_row(case) for case in outcomes
+    ]
+    for row, outcome in zip(rows, outcomes, strict=True):
+        outcome.outcome, reason = (cell.strip() for cell in row.split("|")[4:6])
+        assert outcome.outcome in (FIXED, REFUSED, STALLED)
+        assert reason not in ("", "-")
+    assert lines[-1] == table.rate(outcomes) + "."
+
+
+def test_a_case_that_does_not_go_as_it_should_is_told_with_its_step(tmp_path):
+    """Also for folders of cases that are not the project's."""
+    case = tmp_path / "nothing-1"
+    case.mkdir()
+    content = {"package": "certainly/not a package", "v1": "1", "v2": "2", "requires": [], "advisory": "-", "what": "-"}
+    (case / "case.json").write_text(json.dumps(content))
+    (case / "poc.py").write_text("def vulnerable():\n    return True\n")
+    command = [sys.executable, "-m", "corpus", "--cases", tmp_path, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1
+    (outcome,) = json.loads(done.stdout)["cases"]
+    assert outcome["outcome"] == FAILED
+    assert outcome["reasons"][0].startswith("its releases cannot be installed: ")
+    assert "nothing-1 failed" in done.stderr
+    again = subprocess.run([*command, "other"], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert again.returncode == 2
+    assert "there is no case 'other'" in again.stderr
+    assert "Traceback" not in again.stderr

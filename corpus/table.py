@@ -1,0 +1,84 @@
+"""How the outcomes are shown: on a terminal, and in the documentation."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from corpus.case import FIXED, ROOT, Outcome
+
+PAGE = ROOT / "docs" / "corpus.md"
+_TABLE = re.compile(r"(?<=<!-- made by ./run corpus --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_REASON = 400
+
+
+def rate(outcomes: Sequence[Outcome]) -> str:
+    """How many are fixed, in words."""
+    fixed = sum(outcome.outcome == FIXED for outcome in outcomes)
+    return f"{fixed} of {len(outcomes)} releases fixed in a live process and back, {100 * fixed / len(outcomes):.0f} %"
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    """Print the table and the rate."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    table = Table(
+        "case", "release", "advisory", "differences", "build", "load", "outcome", "why not, or what stays old",
+        header_style="bold", title="livepatch corpus",
+    )  # fmt: skip
+    colours = {FIXED: "[green]fixed[/]"}
+    for outcome in outcomes:
+        table.add_row(
+            outcome.name,
+            f"{outcome.package} {outcome.v1} -> {outcome.v2}",
+            outcome.advisory,
+            differences(outcome),
+            f"{outcome.build:.1f} s" if outcome.build else "-",
+            f"{outcome.load:.1f} s" if outcome.load else "-",
+            colours.get(outcome.outcome, f"[bold red]{outcome.outcome}[/]"),
+            escape("\n".join(outcome.reasons or outcome.stays)),
+        )
+    console.print(table)
+    console.print(rate(outcomes))
+
+
+def differences(outcome: Outcome) -> str:
+    """The differences of a release by their fate, in words."""
+    found = [f"{count} {fate}" for fate, count in outcome.differences.items()]
+    if outcome.stays:
+        found.append(
+            f"{len(outcome.stays)} stay old: {', '.join(stays.partition(' is ')[0] for stays in outcome.stays)}"
+        )
+    return ", ".join(found) or "-"
+
+
+def start_of_row(case: Outcome) -> str:
+    """The columns of a row of the page that do not depend on how the case went."""
+    return f"| {case.package} {case.v1} → {case.v2} | {case.advisory} | {case.what.replace('|', '/')} |"
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """The table and the rate, for the page."""
+    lines = ["| release | advisory | what was wrong | outcome | differences, or why not |", "| - | - | - | - | - |"]
+    for outcome in outcomes:
+        why = "<br>".join(reason.replace("|", "/") for reason in outcome.reasons) or differences(outcome)
+        why = why if len(why) <= _REASON else why[: _REASON - 3] + "..."
+        lines.append(f"{start_of_row(outcome)} {outcome.outcome} | {why} |")
+    return "\n".join([*lines, "", rate(outcomes) + ".", ""])
+
+
+def write_page(outcomes: Sequence[Outcome], page: Path = PAGE) -> None:
+    """Put the table in its place in the page."""
+    text = page.read_text()
+    page.write_text(_TABLE.sub(lambda _: markdown(outcomes), text))
+
+
+def table_of_page(page: Path = PAGE) -> list[str]:
+    """The lines of the table and the rate, as they stand in the page."""
+    found = _TABLE.search(page.read_text())
+    return found[0].splitlines() if found else []
