@@ -43,11 +43,12 @@ async def outside(gate, spawn, children):
     await target.f(nothing)
     children.append(spawn(target.f, nothing))
     await gate.wait()
-async def waits_then_bears(gate, hold, spawn, children):
+async def waits_then_bears(gate, stopped, breathe, spawn, children):
     async def pause():
         await gate.wait()
-        children.extend([spawn(target.f, nothing) for _ in range(5)])
-        await hold.wait()
+        while not stopped():
+            children.append(spawn(target.f, nothing))
+            await breathe()
     return await target.f(pause)
 async def hammer(record, stopped, breathe):
     while not stopped():
@@ -210,19 +211,27 @@ async def inherit(stage):
     await stage.settled()
     await stage.disable()
     # Who has not has children that have not.
-    gate, end = stage.world.gate(), stage.world.gate()
-    parent = stage.spawn(stage.tasks.waits_then_bears, gate, end, stage.world.spawn, children)
+    gate, stop = stage.world.gate(), []
+    parent = stage.spawn(
+        stage.tasks.waits_then_bears, gate, lambda: stop, stage.world.sleep, stage.world.spawn, children
+    )
     await stage.until(stage.holding, "the parent is in f")
     stage.lp.enable_patch(stage.patch())
     await stage.until(lambda: stage.lp.patches()[0].left == 1, "all others have moved")
     gate.set()
-    await stage.until(lambda: children, "the child of one who has not moved")
-    seen = {await stage.join(child) for child in children}
-    # A child may have been looked at before its first call, and moved. No worker is anybody's child.
-    assert OLD in seen or stage.world.state_of == "worker", seen
+    seen = set()
+    for _ in range(500):
+        await stage.until(lambda: children, "the child of one who has not moved")
+        seen.add(await stage.join(children.pop(0)))
+        # A child may have been looked at before its first call, and moved; then another one has not. No worker is
+        # anybody's child.
+        if OLD in seen or stage.world.state_of == "worker":
+            break
+    else:
+        raise AssertionError("not one child was as its parent")
     assert seen <= {OLD, NEW}
     assert stage.world.state_of == "worker" or await stage.call() == stage.newcomer(NEW)
-    end.set()
+    stop.append(True)
     assert await stage.join(parent) == OLD
 
 
