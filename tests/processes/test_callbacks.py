@@ -217,3 +217,52 @@ def test_executors_are_used_in_a_callback_while_another_thread_forks():
         """
     )
     assert said == [[2], "new"]
+
+
+@pytest.mark.parametrize("which", ENDS)
+@pytest.mark.parametrize("forker", ["another thread", "itself"])
+def test_a_child_that_is_forked_while_instances_are_gone_through(which, forker):
+    """It goes on where that was, so that no instance is left out but the one that was being seen to."""
+    said = run(
+        OPERATION
+        + f"""
+        class Thing:
+            def __init__(self, number): self.number = number
+        target.Thing = Thing
+        kept = [target.Thing(number) for number in range(1000)]
+        told, once, said = [], [], []
+        process = os.getpid()
+        def grown():
+            seen = child()
+            return [seen, len(told), len(set(told)), len(once)]
+        def fork():
+            if {forker!r} == "itself":
+                return said.append(in_child(grown))
+            thread = threading.Thread(target=lambda: said.append(in_child(grown)))
+            thread.start()
+            thread.join()
+        def each(thing):
+            if len(told) == 500 and os.getpid() == process and not said:
+                fork()
+            told.append(thing.number)
+        made = patch()
+        obj = made.objects[0]
+        obj.instances = {{"Thing": lp.Callbacks()}}
+        setattr(obj.instances["Thing"], {which!r}, each)
+        obj.callbacks.post_unpatch = once.append
+        lp.enable_patch(made)
+        by_itself(lambda: not any(p.transition for p in lp.patches()))
+        if "unpatch" in {which!r}:
+            lp.disable_patch("p")
+            by_itself(lambda: not lp.patches())
+        print(json.dumps([said, len(told), len(set(told))]))
+        """
+    )
+    ((seen, told, different, once),), here, all_here = said
+    listed, word = ENDS[which]
+    assert seen == [listed, word, [["q", True, False]], "newer"]
+    assert here == all_here == 1000
+    assert once == 1  # the child has taken it back, or disabled it
+    # That is undone before it has begun, goes on, or begins anew when the child disables the patch.
+    expected = {"pre_patch": (500, 500), "pre_unpatch": (1500, 1000)}
+    assert (told, different) == expected.get(which, (999, 999))
