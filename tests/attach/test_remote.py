@@ -7,7 +7,7 @@ import sys
 import pytest
 from tests.agent.targets import Target, eventually
 
-from livepatch.attach import remote
+from livepatch.attach import bundle, entry, remote
 from livepatch.attach.client import NotPrepared
 from livepatch.core import cpython
 from livepatch.core.model import LivepatchError
@@ -37,7 +37,7 @@ def files_of(pid):
 
 def refused(pid, timeout=0.5):
     with pytest.raises(LivepatchError) as error:
-        remote.attach(pid, timeout=timeout)
+        entry.attach(pid, timeout=timeout)
     assert "\n" not in str(error.value)
     return error.value.symbol, str(error.value)
 
@@ -46,25 +46,25 @@ def refused(pid, timeout=0.5):
 def test_an_older_python_is_refused_with_what_to_do():
     with running("say('ready'); hear()") as target:
         with pytest.raises(NotPrepared, match="start it with `livepatch run -- "):
-            remote.attach(target.pid)
+            entry.attach(target.pid)
         assert files_of(target.pid) == []
 
 
 def test_a_prepared_process_is_just_connected_to():
     with Target("import livepatch as lp; lp.start_agent(); say('ready'); hear()") as target:
         target.hear()
-        with remote.attach(target.pid) as client:
+        with entry.attach(target.pid) as client:
             assert client.hello["pid"] == target.pid
 
 
 @needs_remote_exec
 def test_the_agent_comes_in_and_leaves_only_its_socket():
     with running(BUSY) as target:
-        with remote.attach(target.pid) as client:
+        with entry.attach(target.pid) as client:
             assert client.hello["pid"] == target.pid
             assert client.call("list") == []
         assert files_of(target.pid) == [f"{target.pid}.sock"]
-        with remote.attach(target.pid) as client:
+        with entry.attach(target.pid) as client:
             assert client.hello["pid"] == target.pid
 
 
@@ -81,7 +81,7 @@ def test_nothing_is_left_in_the_program():
         hear()
     """
     with running(script) as target:
-        remote.attach(target.pid).close()
+        entry.attach(target.pid).close()
         assert target.hear() == "[] 2"
 
 
@@ -101,7 +101,7 @@ def test_a_patch_can_be_loaded_when_the_zip_is_gone(tmp_path):
         hear()
     """
     with running(script) as target:
-        with remote.attach(target.pid) as client:
+        with entry.attach(target.pid) as client:
             client.send_file("check", patch)
             assert client.send_file("load", patch)["enabled"]
             assert target.hear() == "new"
@@ -114,7 +114,7 @@ def test_a_package_of_its_own_is_preferred():
     """A program that uses livepatch but has started no agent keeps the livepatch that it has."""
     with Target("import livepatch\n" + BUSY) as target:
         target.hear()
-        with remote.attach(target.pid) as client:
+        with entry.attach(target.pid) as client:
             assert client.hello["version"]
 
 
@@ -150,7 +150,7 @@ def test_the_next_agent_clears_an_empty_script_away():
         refused(target.pid)
         assert len(files_of(target.pid)) == 1
     with running(BUSY) as another:
-        remote.attach(another.pid).close()
+        entry.attach(another.pid).close()
         assert files_of(target.pid) == []
 
 
@@ -169,27 +169,27 @@ def test_a_process_that_forbids_it_is_refused_at_once(how):
 
 @needs_remote_exec
 def test_an_agent_that_does_not_start_says_why(monkeypatch):
-    monkeypatch.setattr(remote, "_SCRIPT", remote._SCRIPT.replace("livepatch.start_agent()", "1 / 0"))
+    monkeypatch.setattr(bundle, "_SCRIPT", bundle._SCRIPT.replace("livepatch.start_agent()", "1 / 0"))
     with running(BUSY) as target:
         symbol, sentence = refused(target.pid, timeout=30)
         assert symbol == "ENOEXEC"
         assert sentence == f"The agent did not start in process {target.pid}: division by zero"
         assert files_of(target.pid) == []
         monkeypatch.undo()
-        remote.attach(target.pid).close()  # and it can be tried again
+        entry.attach(target.pid).close()  # and it can be tried again
 
 
 @needs_remote_exec
 def test_one_that_ends_meanwhile():
     with running("say('ready'); hear()") as target:
-        original = remote._remote_exec
+        original = remote.request
 
         def and_kill(*arguments):
             original(*arguments)
             target.kill()
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(remote, "_remote_exec", and_kill)
+            patched.setattr(remote, "request", and_kill)
             assert refused(target.pid, timeout=30) == ("ESRCH", f"Process {target.pid} ended during the attach.")
         assert files_of(target.pid) == []
 
@@ -198,7 +198,7 @@ def test_one_that_ends_meanwhile():
 def test_an_executable_of_its_own_does_it_if_ours_is_of_another_version(monkeypatch):
     monkeypatch.setattr(cpython, "VERSION", (3, 11))
     with running(BUSY) as target:
-        remote.attach(target.pid).close()
+        entry.attach(target.pid).close()
 
 
 @needs_remote_exec
@@ -206,7 +206,7 @@ def test_an_executable_of_its_own_does_it_if_ours_is_of_another_version(monkeypa
 def test_root_brings_it_into_the_process_of_another_user():
     script = "import os; os.setgid(65534); os.setuid(65534)\n" + BUSY
     with running(script) as target:
-        with remote.attach(target.pid) as client:
+        with entry.attach(target.pid) as client:
             assert client.hello["uid"] == 65534
         found = os.stat("/tmp/livepatch-65534")
         assert (found.st_uid, found.st_mode & 0o777) == (65534, 0o700)
@@ -235,7 +235,7 @@ def test_many_attaches_at_once_are_one_agent():
 
     with running(BUSY) as target:
         with ThreadPoolExecutor(4) as pool:
-            clients = list(pool.map(lambda _: remote.attach(target.pid, timeout=30), range(4)))
+            clients = list(pool.map(lambda _: entry.attach(target.pid, timeout=30), range(4)))
         assert {client.hello["pid"] for client in clients} == {target.pid}
         for client in clients:
             client.close()

@@ -201,4 +201,4 @@ def test_what_a_command_does_not_need_is_not_imported():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     assert "livepatch.cli.patches" in loaded
-    assert not loaded & {"rich", "asyncio", "livepatch.build", "livepatch.attach.remote", "livepatch.cli.archives"}
+    assert not loaded & {"rich", "asyncio", "livepatch.build", "livepatch.attach.entry", "livepatch.cli.archives"}

@@ -135,9 +135,9 @@ def connect(pid: int) -> Client:
     try:
         return Client(pid)
     except NotPrepared:
-        from livepatch.attach import remote
+        from livepatch.attach import entry
 
-        return remote.attach(pid)
+        return entry.attach(pid)
 
 
 def each_process(

@@ -89,9 +89,9 @@ def _looked_at(process: processes.Process) -> dict[str, Any]:
 @json_option
 def attach_command(pid: int, timeout: float) -> int:
     """Bring the agent into a running process that was not prepared (Python 3.14 or newer)."""
-    from livepatch.attach import remote
+    from livepatch.attach import entry
 
-    with remote.attach(pid, timeout=timeout) as client:
+    with entry.attach(pid, timeout=timeout) as client:
         output.say(f"Process {pid} (Python {client.hello['python']}) can be patched.")
         output.result({"pid": pid, "hello": client.hello})
     return DONE
