@@ -10,12 +10,10 @@ The conditions are evaluated as they stand in both sources, with nothing but a m
 from __future__ import annotations
 
 import ast
-import errno
 from types import ModuleType
 
-from livepatch.archive.format import BranchEntry, ObjectEntry
+from livepatch.archive.format import BranchEntry, ObjectEntry, refusal
 from livepatch.archive.pieces import NewSource, Piece, cut, live_class, mangled, run
-from livepatch.core.model import LivepatchError
 
 
 class Branches:
@@ -38,18 +36,17 @@ class Branches:
                 now = self._chosen(self._new, entry, entry.lines, entry.around, module)
             except Exception as error:  # importing runs foreign code
                 sentence = f"Which '{entry.name}' in '{self._module}' is meant cannot be found out: {error!r}."
-                raise LivepatchError(errno.EINVAL, sentence) from error
+                raise refusal(sentence) from error
             path, _, name = entry.name.rpartition(".")
             place = live_class(module, path) if path else module
             if place is not None and ((mangled(path, name) if path else name) in vars(place)) is not bool(was):
                 sentence = (
                     f"The conditions under which '{entry.name}' in '{self._module}' is defined are others by now."
                 )
-                raise LivepatchError(errno.EINVAL, sentence)
+                raise refusal(sentence)
             pairs = [pair for pair in zip(entry.old_lines, entry.lines, strict=True) if all(pair)]
             if (was, now) not in [*pairs, (0, 0)]:
-                raise LivepatchError(
-                    errno.EINVAL,
+                raise refusal(
                     f"Another definition of '{entry.name}' in '{self._module}' is chosen by the conditions of the new "
                     "version here, which a live module cannot follow: restart the process for this.",
                 )

@@ -25,7 +25,6 @@ there before `pre_patch` runs, and until `post_unpatch` has run.
 from __future__ import annotations
 
 import ast
-import errno
 import io
 import linecache
 import re
@@ -53,7 +52,7 @@ def compile_file(content: bytes, file: str, shown: str) -> CodeType:
         code: CodeType = compile(content, file, "exec", dont_inherit=True)
         return code
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise LivepatchError(errno.EINVAL, f"{shown} failed with {_told(error, file)}") from None
+        raise refusal(f"{shown} failed with {_told(error, file)}") from None
 
 
 def execute(code: CodeType, module: ModuleType, shown: str) -> None:
@@ -63,7 +62,7 @@ def execute(code: CodeType, module: ModuleType, shown: str) -> None:
     except LivepatchError:
         raise
     except BaseException as error:
-        raise LivepatchError(errno.EINVAL, f"{shown} failed with {_told(error, code.co_filename)}") from None
+        raise refusal(f"{shown} failed with {_told(error, code.co_filename)}") from None
 
 
 def keep_source(content: bytes, file: str) -> None:

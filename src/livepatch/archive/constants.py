@@ -12,14 +12,13 @@ from an attribute and keeps: it is computed again, by the very statement that co
 from __future__ import annotations
 
 import ast
-import errno
 import re
 import sys
 from collections.abc import Iterator
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-from livepatch.archive.format import BY_WORLD, COPIED, MADE_LATE, CacheEntry, ConstantEntry, ObjectEntry
+from livepatch.archive.format import BY_WORLD, COPIED, MADE_LATE, CacheEntry, ConstantEntry, ObjectEntry, refusal
 from livepatch.archive.pieces import (
     NewSource,
     Piece,
@@ -35,7 +34,7 @@ from livepatch.core import codes, log
 from livepatch.core import values as live_values
 from livepatch.core.heap import instances
 from livepatch.core.kind import PATCHED
-from livepatch.core.model import LivepatchError, Object, Value
+from livepatch.core.model import Object, Value
 
 _ABSENT = live_values.ABSENT
 _DEPTH = 20  # of containers in containers that are compared
@@ -61,7 +60,7 @@ class Constants:
         for constant in entry.at_completion:
             if not constant.origin and not self._pieces(source, constant.lines or (constant.line,)):
                 sentence = f"The archive sets '{constant.name}' in '{entry.module}', but its source does not."
-                raise LivepatchError(errno.EINVAL, sentence)
+                raise refusal(sentence)
 
     def _pieces(self, source: NewSource, lines: tuple[int, ...]) -> list[Piece]:
         """The statements on these lines."""
@@ -103,8 +102,7 @@ class Constants:
         if constant.old_lines:
             was = self._result(self._old, constant, module, name, {}, constant.old_lines)
             if not alike(before, was):
-                raise LivepatchError(
-                    errno.EINVAL,
+                raise refusal(
                     f"The live '{constant.name}' in '{self._module}' is not what the patch was built for: "
                     "it was changed after the module had been imported.",
                 )
@@ -159,7 +157,7 @@ class Constants:
             return _ABSENT  # not in the branch that was taken
         if name not in made:
             sentence = f"The archive sets '{constant.name}' in '{self._module}', but its source does not."
-            raise LivepatchError(errno.EINVAL, sentence)
+            raise refusal(sentence)
         return _default(made[name])
 
     def _follow(self, constant: ConstantEntry, module: ModuleType) -> None:
@@ -294,7 +292,7 @@ def _filler(source: NewSource, cache: CacheEntry, module: ModuleType) -> Any:
                     code = compile(ast.Module([made], []), source.file, "exec", dont_inherit=True)
                     exec(code, module.__dict__, scope)
                     return scope[function.name]
-    raise LivepatchError(errno.EINVAL, f"The archive names line {cache.line} of {source.file}, where no `if` is.")
+    raise refusal(f"The archive names line {cache.line} of {source.file}, where no `if` is.")
 
 
 def alike(one: Any, other: Any, depth: int = _DEPTH) -> bool:

@@ -30,7 +30,7 @@ from livepatch.archive.byhand import Hooks, keep_source
 from livepatch.archive.constants import Constants
 from livepatch.archive.defaults import Defaults
 from livepatch.archive.enums import Enums
-from livepatch.archive.format import Archive, FunctionEntry, ObjectEntry
+from livepatch.archive.format import Archive, FunctionEntry, ObjectEntry, refusal
 from livepatch.archive.members import Members
 from livepatch.archive.pieces import NewSource, find_function
 from livepatch.archive.signature import changes_signature, new_attributes
@@ -54,7 +54,7 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
     for name in manifest.absent:
         if name in sys.modules or _is_main(name, name.replace(".", "/") + ".py"):
             sentence = f"'{name}' is imported here, and the patch does not carry what the release changes in it."
-            raise LivepatchError(errno.EINVAL, sentence)
+            raise refusal(sentence)
     hooks = Hooks(archive)
     new = [(e, _compiled(archive.new[e.path], f"<livepatch {manifest.name}>/{e.path}")) for e in manifest.modules]
     arrivals = Arrivals([(entry, archive.new[entry.path], source) for entry, source in new], replace=manifest.replace)
@@ -219,7 +219,7 @@ class _Module:
         for definition in same_name:
             if definition.sympos == sympos or (sympos == 0 and len(same_name) == 1):
                 return definition
-        raise LivepatchError(errno.EINVAL, f"The archive names '{name}', which its '{self.name}' does not define.")
+        raise refusal(f"The archive names '{name}', which its '{self.name}' does not define.")
 
     def live(self) -> ModuleType | None:
         """The module, if it is imported."""
@@ -254,7 +254,7 @@ class _Module:
         if not codes.same(live, function.old.code):
             name = function.entry.name
             sentence = f"The live '{name}' in '{self.name}' is not the one that the patch was built for."
-            raise LivepatchError(errno.EINVAL, sentence)
+            raise refusal(sentence)
         if function.entry.retired:
             function.body.code = retired(live)
 
@@ -290,7 +290,7 @@ class _Module:
                 raise
             # What the new source does at module level is its own affair.
             sentence = f"A new statement for '{self.name}' failed: {error!r}."
-            raise LivepatchError(errno.EINVAL, sentence) from error
+            raise refusal(sentence) from error
         _applied.append(self)
         keep_source(self.text, self.new.file)
         if self.hooks.content is not None:
@@ -316,7 +316,7 @@ class _Module:
             read = codes.global_names(function.new.code)[0] - codes.global_names(function.old.code)[0]
             for name in sorted(read - known):
                 sentence = f"The new '{function.entry.name}' uses '{name}', which '{self.name}' does not have."
-                raise LivepatchError(errno.EINVAL, sentence)
+                raise refusal(sentence)
 
     def _set_attributes(self, module: ModuleType) -> None:
         """What the functions get besides new code: defaults, annotations, docstring."""
@@ -424,4 +424,4 @@ def _compiled(content: bytes, file: str) -> NewSource:
         line = getattr(error, "lineno", None) or 0
         reason = error.args[0] if error.args else type(error).__name__
         sentence = f"This Python cannot compile {file}, line {line}: {reason}."
-        raise LivepatchError(errno.EINVAL, sentence) from None
+        raise refusal(sentence) from None

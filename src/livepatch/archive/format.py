@@ -375,7 +375,7 @@ def refusal(sentence: str) -> LivepatchError:
 def check_name(name: str) -> None:
     """Raise LivepatchError (EINVAL) for what cannot be the name of a patch: it is also shown as a path."""
     if not name or not name.isprintable() or len(name) > 200 or set(name) & set("/<>"):
-        raise LivepatchError(errno.EINVAL, f"A patch cannot have the name {name!r}.")
+        raise refusal(f"A patch cannot have the name {name!r}.")
 
 
 def _object(item: Any) -> ObjectEntry:

@@ -14,15 +14,14 @@ stands.
 from __future__ import annotations
 
 import ast
-import errno
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CellType, CodeType, ModuleType
 from typing import Any
 
+from livepatch.archive.format import refusal
 from livepatch.core.codes import OPTIMIZED
 from livepatch.core.instances import live_class as live_class
-from livepatch.core.model import LivepatchError
 from livepatch.core.values import substitute
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -185,7 +184,7 @@ def owner(piece: Piece, module: ModuleType) -> ModuleType | type | None:
     cls = live_class(module, piece.path)
     if cls is None and not piece.conditional:
         sentence = f"'{piece.path}' is not a class in the live module '{module.__name__}'."
-        raise LivepatchError(errno.EINVAL, sentence)
+        raise refusal(sentence)
     return cls
 
 
@@ -272,7 +271,7 @@ def _body_of(code: CodeType, path: str) -> CodeType:
     for constant in code.co_consts:
         if isinstance(constant, CodeType) and not constant.co_flags & OPTIMIZED:
             return constant if constant.co_qualname == path else _body_of(constant, path)
-    raise LivepatchError(errno.EINVAL, f"The class '{path}' has type parameters and cannot be added to.")
+    raise refusal(f"The class '{path}' has type parameters and cannot be added to.")
 
 
 def first_line(node: ast.stmt) -> int:

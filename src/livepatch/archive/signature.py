@@ -8,14 +8,13 @@ evaluated as the new `def` would have done it, by running a `def` without decora
 from __future__ import annotations
 
 import ast
-import errno
 from collections.abc import Container
 from types import FunctionType, ModuleType
 from typing import Any
 
+from livepatch.archive.format import refusal
 from livepatch.archive.pieces import FunctionNode, NewSource, Piece, Values, defaults_of, like, run
 from livepatch.core import log
-from livepatch.core.model import LivepatchError
 
 _KEPT = "__livepatch_kept__"  # stands for a default that is not evaluated again
 
@@ -114,7 +113,7 @@ def _with_live(staged: FunctionType, live: FunctionType) -> dict[str, Any]:
     found = {}
     for name, value in _values(staged).items():
         if value is _KEPT and name not in have:
-            raise LivepatchError(errno.EINVAL, f"The live '{live.__qualname__}' has no default for '{name}'.")
+            raise refusal(f"The live '{live.__qualname__}' has no default for '{name}'.")
         found[name] = have[name] if value is _KEPT else value
     keywords = {name: found.pop(name) for name in staged.__kwdefaults__ or ()}
     return {"__defaults__": tuple(found.values()) or None, "__kwdefaults__": keywords or None}

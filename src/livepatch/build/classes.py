@@ -229,7 +229,7 @@ class ClassRules:
 
     def _can_follow(self, name: str) -> bool:
         """Whether what the statements of the body leave under a name is a value that can be made anew."""
-        makers = [s for s in self.scope.new if not s.dormant and name in (s.sets or ((), ()))[0]]
+        makers = [s for s in self.scope.new if not s.dormant and name in s.names_set]
         if not all(self._is_value(name, s) or isinstance(s.node, _SETTERS) for s in makers) or self.readers:
             return False
         first = makers[-1] if makers else None
@@ -237,12 +237,12 @@ class ClassRules:
 
     def _gone_effect(self, statement: Statement) -> None:
         """A statement is gone that was run for what it changed."""
-        names, attributes = statement.sets or (frozenset(), frozenset())
+        names, attributes = statement.names_set, statement.attributes_set
         if not names or attributes or not all(map(self._can_follow, names)):
             self._refuse("", statement, "statement", "a statement of the class body is gone, but not what it did")
             return
         for name in sorted(names):
-            makers = [s for s in self.scope.new if name in (s.sets or ((), ()))[0]]
+            makers = [s for s in self.scope.new if name in s.names_set]
             if makers:
                 self.found.touch(self.scope.prefix + name, makers[-1].line, "the attribute of the class changed")
             else:

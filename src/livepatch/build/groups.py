@@ -71,8 +71,8 @@ def makers(source: Source, key: str, owner: str) -> list[Statement]:
         if not s.dormant and s.alias is None and (not isinstance(s.node, syntax.DEFINITIONS) or is_function(s, key))
     ]
     if owner:
-        return [s for s in plain if key in (s.sets or ((), ()))[1]][-1:]
-    group = [s for s in plain if name in (s.sets or ((), ()))[0]]
+        return [s for s in plain if key in s.attributes_set][-1:]
+    group = [s for s in plain if name in s.names_set]
     chosen = [*group, *_deleted(source.statements(body), group, name)]
     # Within a `try` all that may fail decides.
     chosen += [other for s in group for other in syntax.beside(s, source.statements(body)) if other not in chosen]
@@ -93,7 +93,7 @@ def _set(statement: Statement) -> frozenset[str]:
     """The names that a statement binds, or whose values it changes."""
     if statement.alias is not None:
         return statement.binds() or frozenset()
-    return (statement.sets or (frozenset(),))[0]
+    return statement.names_set
 
 
 def _gone(statements: Iterable[Statement]) -> set[str]:

@@ -387,7 +387,7 @@ class ModuleRules:
 
     def _gone_effect(self, statement: Statement) -> None:
         """A statement is gone that was run for what it changed."""
-        names, attributes = statement.sets or (frozenset(), frozenset())
+        names, attributes = statement.names_set, statement.attributes_set
         text = ast.unparse(statement.node).split("\n")[0]
         if (names or attributes) and attributes <= self.found.touched.keys() and not self._is_foreign(statement, names):
             for name in names & self.scope.new_binders.keys():

@@ -149,6 +149,16 @@ class Statement:
         """What it sets; see the function of this name."""
         return sets(self.node)
 
+    @property
+    def names_set(self) -> frozenset[str]:
+        """The names among these; none if it cannot be told."""
+        return self.sets[0] if self.sets else frozenset()
+
+    @property
+    def attributes_set(self) -> frozenset[str]:
+        """The attributes among these, likewise."""
+        return self.sets[1] if self.sets else frozenset()
+
     def binds(self) -> frozenset[str] | None:
         """The names it binds, or None if it does, or may do, something else."""
         if self.alias is not None:

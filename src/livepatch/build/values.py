@@ -351,7 +351,7 @@ class _Values:
 
     def _made_in_class(self, found: Findings, use: Use, name: str) -> None:
         """The same in a class body, which calls its new functions."""
-        for key in sorted((use.statement.sets or (set(), set()))[0]):
+        for key in sorted(use.statement.names_set):
             touch = Touch(use.statement.line, f"made by {name}, which depends on what changed")
             self._begin(Item(found, use.scope + key, touch, derived=True))
 
@@ -401,7 +401,7 @@ class _Values:
         if not group:
             return "no statement here gives it a value"
         scope = "" if item.touch.owner else item.key.rpartition(".")[0]
-        names = {name for statement in group for name in (statement.sets or (set(), set()))[0]}
+        names = {name for statement in group for name in statement.names_set}
         tests = []
         for statement in group:
             conditions = [condition_of(header) for header in statement.under if not syntax.is_try(header)]
@@ -444,7 +444,7 @@ class _Values:
         path = "" if touch.owner else item.key.rpartition(".")[0]
         lines = tuple(sorted({statement.node.lineno for statement in self._group(item)}))
         old = self._group(item, new=False)
-        names = {name for statement in old for name in (statement.sets or (set(), set()))[0]}
+        names = {name for statement in old for name in statement.names_set}
         nodes = [statement.node for statement in old]
         comparable = (
             how != MADE_LATE

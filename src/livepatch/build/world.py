@@ -152,14 +152,14 @@ class Source:
                 found.setdefault(node.name, []).append(node)
         return found
 
-    def origin(self, statement: syntax.Statement) -> str:
-        """The same of a statement that is one."""
-        assert isinstance(statement.node, ast.ImportFrom)
-        return self.resolve(statement.node)
-
     def resolve(self, node: ast.ImportFrom) -> str:
         """The absolute name of the module that `from ... import` names."""
         return syntax.resolve(node, self.module, self.path)
+
+    def origin(self, statement: syntax.Statement) -> str:
+        """The same of a statement that is such an import."""
+        assert isinstance(statement.node, ast.ImportFrom)
+        return self.resolve(statement.node)
 
 
 @dataclass
