@@ -105,7 +105,7 @@ def test_check_changes_nothing_and_names_who_is_in_the_way(target, line):
     assert target.hear() == "inside"
     found = send(line, "check", SLOW)["result"]
     assert found["name"] == "slow"
-    assert found["objects"] == [{"name": "__main__", "functions": ["slow,1"]}]
+    assert found["objects"] == [{"name": "__main__", "functions": ["slow,1"], "immediate": []}]
     assert [task["kind"] for task in found["blocking"]] == ["thread"]
     assert found["blocking"][0]["blocking"][0].startswith("slow (")
     assert line.call("list")["result"] == []

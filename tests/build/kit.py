@@ -4,7 +4,7 @@ import textwrap
 
 from livepatch.build import Report, compare
 
-FATES = ("carried", "added", "value", "at completion", "note", "not carried", "refused", "left out")
+FATES = ("carried", "immediate", "added", "value", "at completion", "note", "not carried", "refused", "left out")
 
 
 def files(tree: str | dict[str, str]) -> dict[str, bytes]:

@@ -103,7 +103,7 @@ def test_a_page_from_top_to_bottom():
     assert "`print('imported')` is gone, but what it did remains" in found.section("Refused")
     assert "What to do: restart the process for this, or leave it out" in found.section("Refused")
     late = found.section("Not consistent")
-    assert "These changes of data are not consistent." in late
+    assert "These changes are not consistent." in late
     assert '__version__ = "1"' in late.replace("\n", "")
     module = found.section("pkg.m")
     assert "changed method C.f: body" in module

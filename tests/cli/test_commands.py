@@ -74,7 +74,9 @@ def test_the_same_for_programs(lp, service, patch):
     assert loaded.json["pid"] == service.pid
     assert (loaded.json["name"], loaded.json["enabled"], loaded.json["transition"]) == ("fix", True, False)
     (listed,) = lp("list", *pid).json
-    assert listed["patches"][0]["objects"] == [{"name": "__main__", "patched": True, "functions": ["answer,1"]}]
+    assert listed["patches"][0]["objects"] == [
+        {"name": "__main__", "patched": True, "functions": ["answer,1"], "immediate": []}
+    ]
     (status,) = lp("status", *pid).json
     assert status["hello"]["pid"] == service.pid
     assert status["blocking"] == []
@@ -107,7 +109,7 @@ def test_check(lp, occupied, patch):
     done = lp("check", patch("fix", "answer"), *pid)
     assert done.out.endswith("No task is in the way now.\n")
     (found,) = lp("check", patch("fix", "slow"), *pid, "--watch", 0, "--json").json
-    assert found["objects"] == [{"name": "__main__", "functions": ["slow,1"]}]
+    assert found["objects"] == [{"name": "__main__", "functions": ["slow,1"], "immediate": []}]
     assert found["blocking"][0]["name"] == "worker"
     done = lp("check", patch("fix", "nothing"), *pid)
     assert done.status == 1

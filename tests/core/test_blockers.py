@@ -120,7 +120,8 @@ def test_what_never_returns_is_known_at_once(target, worker):
     ended = worker().begin(target.g, gate)
     gate.arrived()
     one = in_the_way(checked(target))
-    assert one.hint.startswith("g() never returns: mark it immediate or patch what it calls; waits for a lock in ")
+    said = "mark it immediate (livepatch build --immediate 'lp_target:g') or patch what it calls"
+    assert one.hint.startswith(f"g() never returns: {said}; waits for a lock in ")
     assert blockers.stuck(one)
     gate.open()
     with pytest.raises(Stop):
@@ -157,8 +158,8 @@ def test_all_that_a_thread_does(target, monkeypatch):
     first, second = (in_the_way(checked(target)) for _ in range(2))
     gate.open()
     thread.join()
-    said = "f() is all that runs here: if it never returns, mark it immediate or patch what it calls"
-    assert second.hint.partition(";")[0] == said
+    said = "mark it immediate (livepatch build --immediate 'lp_target:f') or patch what it calls"
+    assert second.hint.partition(";")[0] == f"f() is all that runs here: if it never returns, {said}"
     assert first.seconds < second.seconds
     assert blockers.stuck(second)
 
@@ -220,7 +221,8 @@ def test_asyncio_tasks(module):
 
     found = asyncio.run(main())
     assert found["f"].hint == "goes on when the future it awaits is done; waits in asyncio.sleep"
-    assert found["g"].hint == f"g() {NEVER}; waits in asyncio.sleep"
+    said = f"{NEVER} (livepatch build --immediate 'lp_target:g') or patch what it calls"
+    assert found["g"].hint == f"g() {said}; waits in asyncio.sleep"
     assert found["f"].origin == "f (lp_target_old.py:3), loop of MainThread"
 
 

@@ -282,7 +282,7 @@ def test_the_status_of_a_patch_through_its_life(target, held):
     (status,) = lp.patches()
     assert (status.enabled, status.transition, status.stack_order) == (True, True, 1)
     assert (status.version, status.description, status.replace, status.forced) == ("1.2", "A fix.", False, False)
-    assert status.objects == [{"name": "lp_target", "patched": True, "functions": ["f,1", "g,1"]}]
+    assert status.objects == [{"name": "lp_target", "patched": True, "functions": ["f,1", "g,1"], "immediate": []}]
     assert status.left == 1
     assert status.total >= 2
     assert status.seconds > 0

@@ -81,6 +81,7 @@ def _fitting(content: bytes, file: str) -> dict[str, Any]:
         {
             "name": obj.shown_name,
             "functions": [f"{func.key[0]},{func.key[1]}" for func in obj.funcs],
+            "immediate": [f"{func.key[0]},{func.key[1]}" for func in obj.funcs if func.immediate],
         }
         for obj in patch.objects
     ]

@@ -131,7 +131,7 @@ class _Function:
         self.new = new
         self.body = Body(new.code)
         onward = members.switches[entry.name].onward(flavour_of(old.code)) if entry.onward else None
-        self.func = Func(entry.name, onward or self.body, old_sympos=entry.sympos)
+        self.func = Func(entry.name, onward or self.body, old_sympos=entry.sympos, immediate=entry.immediate)
 
 
 class _Module:

@@ -44,6 +44,7 @@ class FunctionEntry:
     or a `try` and need not exist in every process. `anew` are parameters whose default means something else now,
     although its source is the same. One that is `retired` has no new version: something else takes its place (a
     `MemberEntry`), who holds it keeps it, and no task moves while in it; or, if it is `onward`, it calls that.
+    An `immediate` one changes for everybody at once and holds nobody up; what is nested in it says so for itself.
     """
 
     name: str
@@ -55,6 +56,7 @@ class FunctionEntry:
     anew: tuple[str, ...] = ()
     retired: bool = False
     onward: bool = False
+    immediate: bool = False
 
 
 @dataclass(frozen=True)
@@ -396,6 +398,9 @@ def _object(item: Any) -> ObjectEntry:
     built = dict(item)
     for key, cls in parts.items():
         built[key] = tuple(_build(cls, part) for part in _list(item.get(key, []), key))
+    for function in built["functions"]:
+        if function.immediate and function.retired:  # it is there so that somebody waits
+            raise _broken(f"its {MANIFEST} says that {function.name!r} is immediate, and has no new version")
     built["notes"] = _list(item.get("notes", []), "notes")
     return _build(ObjectEntry, built)
 

@@ -44,7 +44,8 @@ def survey(archive: Archive) -> dict[str, Any]:
     from, and `imported`, what the package in memory calls its version. `modules` has for each module its name, file
     and functions; of a function, `state` is one of the constants above, `how` a sentence, `patches` the names of the
     patches whose versions lie on it, the one in force last, and `expected` and `live` its source if it differs and
-    the source is known. `names` are what else it would change in the module, by fate.
+    the source is known; it is `immediate` if it changes for everybody at once, and `reason` says why it changes, and
+    why so. `names` are what else it would change in the module, by fate.
 
     There are no modules if this Python cannot compile the archive, or its manifest is wrong; `fit.bind` says why.
     """
@@ -109,6 +110,7 @@ def _function(
 ) -> dict[str, Any]:
     expected, wanted = _find(sources[0], entry.name, entry.sympos), _find(sources[1], entry.name, entry.new_sympos)
     shown: dict[str, Any] = {"name": entry.name, "line": entry.line, "patches": [], "how": "", "old": expected}
+    shown |= {"immediate": entry.immediate, "reason": entry.reason}
     shown |= {"live": None, "expected": None, "code": expected}
     if live is None:
         return {**shown, "state": LATER, "how": "its module is not imported yet"}

@@ -29,9 +29,10 @@ from livepatch.archive.format import (
 from livepatch.build import steps
 from livepatch.build.base import Base, check_hooks
 from livepatch.build.compare import compare
-from livepatch.build.report import ADDED, AT_COMPLETION, CARRIED, FATES, LEFT_OUT, NOTED, VALUE, Report
+from livepatch.build.report import ADDED, AT_COMPLETION, FATES, IN_PATCH, LEFT_OUT, NOTED, VALUE, Report
 from livepatch.build.sides import Sides
 from livepatch.build.sources import Files, Tree
+from livepatch.build.staying import settle_staying
 from livepatch.build.steps import Step
 from livepatch.core.model import LivepatchError
 
@@ -62,6 +63,10 @@ class Build:
             return self
         byhand.check_hooks(hooks)
         return replace(self, report=self.report.hooked(byhand.attributes_of(hooks)))
+
+    def at_once(self, names: Iterable[str]) -> Build:
+        """Have these functions change for everybody at once; see `Report.at_once`."""
+        return replace(self, report=self.report.at_once(names))
 
     @cached_property
     def trees(self) -> tuple[Tree, Tree]:
@@ -144,8 +149,9 @@ def from_step(step: Step, base: Sequence[Archive] = ()) -> Build:
     joined = earlier.under(step) if base else step
     report = compare(joined.old, joined.new)
     report = Report([*report.changes, *step.refused])
+    report = earlier.settle(report, step) if base else report
     return Build(
-        earlier.settle(report, step) if base else report,
+        settle_staying(report, joined.old, joined.new, [archive.new for archive in base]),
         joined.old,
         joined.new,
         joined.distributions,
@@ -180,7 +186,7 @@ def _order(report: Report) -> list[str]:
     """The changed modules, those that add a name before those that import it from them."""
     adds = {f"{change.module}:{change.name}" for change in report.of(ADDED, VALUE, AT_COMPLETION)}
     waits: dict[str, set[str]] = {module: set() for module in report.modules}
-    for change in report.of(CARRIED, ADDED, VALUE, AT_COMPLETION):
+    for change in report.of(*IN_PATCH):
         waits[change.module] |= {need.partition(":")[0] for need in change.needs & adds} - {change.module}
     ordered: list[str] = []
     while waits:

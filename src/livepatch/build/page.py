@@ -14,7 +14,18 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from livepatch.build.report import ABSENT, ADDED, AT_COMPLETION, CARRIED, LEFT_OUT, NOTED, REFUSED, VALUE, Change
+from livepatch.build.report import (
+    ABSENT,
+    ADDED,
+    AT_COMPLETION,
+    CARRIED,
+    IMMEDIATE,
+    LEFT_OUT,
+    NOTED,
+    REFUSED,
+    VALUE,
+    Change,
+)
 from livepatch.build.sides import Span, opcodes
 from livepatch.build.skeleton import skeleton
 
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 _FATES = {
     REFUSED: ("refused", "cannot be carried; as long as there is one, there is no archive"),
     AT_COMPLETION: ("at completion", "changes for all tasks when the transition is over, without consistency"),
+    IMMEDIATE: ("immediate", "code that is exchanged for all tasks at once: who is in the old version stays there"),
     CARRIED: ("changed", "code that is exchanged, consistently"),
     VALUE: ("value", "a name that means something else, to each task what belongs to its world"),
     ADDED: ("added", "is there before the transition begins"),
@@ -33,7 +45,7 @@ _FATES = {
     LEFT_OUT: ("left out", "on request"),
 }
 #: Those that are shown with their code; the others are listed.
-_SHOWN = (REFUSED, AT_COMPLETION, CARRIED, VALUE, ADDED)
+_SHOWN = (REFUSED, AT_COMPLETION, IMMEDIATE, CARRIED, VALUE, ADDED)
 
 _CONTEXT = 3  # lines around a change that are not folded
 _FOLDED = 4  # at least, or folding is not worth it
@@ -152,11 +164,16 @@ class _Page:
     def _of_late(self) -> Iterator[str]:
         if self._late:
             yield (
-                '<section id="late"><h2>Not consistent</h2>\n<p><strong>These changes of data are not consistent.'
+                '<section id="late"><h2>Not consistent</h2>\n<p><strong>These changes are not consistent.'
                 "</strong> What is marked <em>at completion</em> changes for all tasks at once when the transition is"
                 " over: until then new code, too, sees the old value."
             )
-            if any(change.fate != AT_COMPLETION for change in self._report.not_consistent):
+            if self._report.immediate:
+                yield (
+                    " What is marked <em>immediate</em> changes for all tasks at once when it begins, and nobody is"
+                    " waited for: a call that runs already ends in the old version."
+                )
+            if any(change.fate not in (AT_COMPLETION, IMMEDIATE) for change in self._report.not_consistent):
                 yield " With the others, a task can see something of the other world, as each says."
             yield "</p>"
             for block in self._late:
@@ -340,7 +357,7 @@ header .verdict { color: inherit; font-weight: 600; padding: .6rem .9rem; border
   font-size: .8rem; line-height: 1.5; color: var(--none);
 }
 .f-refused { color: var(--bad); }
-.f-at-completion { color: var(--late); }
+.f-at-completion, .f-immediate { color: var(--late); }
 .f-carried, .f-added, .f-value { color: var(--good); }
 pre, code { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .8rem; }
 pre { margin: 0; line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; }

@@ -7,6 +7,7 @@ because the user asked for that. One refusal and there is no archive.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -25,6 +26,7 @@ from livepatch.archive.format import (
     ModuleEntry,
     RemovedEntry,
 )
+from livepatch.core.model import LivepatchError
 
 Entry = (
     FunctionEntry
@@ -42,6 +44,7 @@ Entry = (
 
 #: Fates of a difference, in the order in which a report shows them.
 CARRIED = "carried"  # a function whose code is exchanged, consistently
+IMMEDIATE = "immediate"  # one that changes for everybody at once, and holds nobody up
 ADDED = "added"  # a statement that is run before the transition; old code does not see what it binds
 VALUE = "value"  # a name that means something else, to each task what belongs to its world
 AT_COMPLETION = "at completion"  # one that changes when the transition is over, without consistency
@@ -49,7 +52,9 @@ NOTED = "note"  # no effect on a running process, or none that matters
 ABSENT = "not carried"  # in a module that no service imports; the patch refuses to load where one has
 REFUSED = "refused"  # not possible (yet): no archive
 LEFT_OUT = "left out"  # on request
-FATES = (CARRIED, ADDED, VALUE, AT_COMPLETION, NOTED, ABSENT, REFUSED, LEFT_OUT)
+FATES = (CARRIED, IMMEDIATE, ADDED, VALUE, AT_COMPLETION, NOTED, ABSENT, REFUSED, LEFT_OUT)
+#: Those of what is in a patch.
+IN_PATCH = (CARRIED, IMMEDIATE, ADDED, VALUE, AT_COMPLETION)
 
 
 #: The kind of a function that did not change, and is carried because it reads a value that did.
@@ -61,8 +66,9 @@ class Change:
     """One difference. `line` is in the new source, or in the old for what the new one lacks.
 
     `name` is qualified in the module, empty if the difference is about the module or file itself. `hint` says
-    what would be needed, for what is refused. `entry` is what goes into the manifest, if anything does, and
-    `needs` are the names that this piece of new code uses, each as `module:name`.
+    what would be needed, for what is refused, and what can be done about a function that holds the transition up.
+    `entry` is what goes into the manifest, if anything does, and `needs` are the names that this piece of new code
+    uses, each as `module:name`.
     """
 
     fate: str
@@ -88,9 +94,9 @@ class Change:
     @property
     def is_consistent(self) -> bool | None:
         """Whether each task sees it as its world has it, and nobody else's; None for what the patch does not carry."""
-        if self.fate == AT_COMPLETION or isinstance(self.entry, BasesEntry | EnumEntry):
+        if self.fate in (IMMEDIATE, AT_COMPLETION) or isinstance(self.entry, BasesEntry | EnumEntry):
             return False
-        return True if self.fate in (CARRIED, ADDED, VALUE) else None
+        return True if self.fate in IN_PATCH else None
 
     def matches(self, pattern: str) -> bool:
         """Whether a glob names this change: by `module`, `module:name`, or the file."""
@@ -114,6 +120,10 @@ class Report:
     @property
     def functions(self) -> list[Change]:
         return self.of(CARRIED)
+
+    @property
+    def immediate(self) -> list[Change]:
+        return self.of(IMMEDIATE)
 
     @property
     def added(self) -> list[Change]:
@@ -156,12 +166,12 @@ class Report:
     @property
     def changes_nothing(self) -> bool:
         """Whether no difference has an effect on a running process: then there is no archive either."""
-        return not self.of(CARRIED, ADDED, VALUE, AT_COMPLETION, REFUSED)
+        return not self.of(*IN_PATCH, REFUSED)
 
     @property
     def modules(self) -> list[str]:
         """The modules that the patch changes, by name."""
-        return sorted({change.module for change in self.of(CARRIED, ADDED, VALUE, AT_COMPLETION)})
+        return sorted({change.module for change in self.of(*IN_PATCH)})
 
     def narrowed(self, only: Iterable[str] = (), exclude: Iterable[str] = ()) -> Report:
         """The same report with what `only` does not name, or `exclude` names, left out.
@@ -192,6 +202,20 @@ class Report:
                 kept.append(change)
         return Report(kept)
 
+    def at_once(self, patterns: Iterable[str]) -> Report:
+        """The same report where the functions that these name, as in `narrowed`, are immediate: the author says so.
+
+        What is nested in one goes with it. Raises LivepatchError (EINVAL) if one names no function that is carried.
+        """
+        kept = list(self.changes)
+        for pattern in patterns:
+            keys = {c.key for c in kept if _is_exchanged(c) and c.matches(pattern)}
+            if not keys:
+                sentence = f"{pattern!r} cannot be immediate: the patch exchanges the code of no function of that name."
+                raise LivepatchError(errno.EINVAL, sentence)
+            kept = [as_immediate(c, "on request") if _is_exchanged(c) and _around(c.key) & keys else c for c in kept]
+        return Report(kept)
+
     def _needed(self, wanted: set[int], exclude: Iterable[str]) -> set[int]:
         """What is new that what is wanted needs, and what reads values that are wanted: nobody named them."""
         needs = {need for change in self.changes if id(change) in wanted for need in change.needs}
@@ -206,6 +230,26 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """For machines: the changes by fate, each with module, name, file, line, kind, reason, hint and consistent."""
         return {fate: [change.to_json() for change in self.of(fate)] for fate in FATES}
+
+
+def _is_exchanged(change: Change) -> bool:
+    return change.fate in (CARRIED, IMMEDIATE) and isinstance(change.entry, FunctionEntry) and not change.entry.retired
+
+
+def _around(key: str) -> set[str]:
+    """The key of a function and of all that it is nested in."""
+    parts = key.split(".<locals>.")
+    return {".<locals>.".join(parts[:count]) for count in range(1, len(parts) + 1)}
+
+
+def as_immediate(change: Change, why: str) -> Change:
+    """An exchanged function that changes for everybody at once; if it does so already, as it is."""
+    assert isinstance(change.entry, FunctionEntry)
+    if change.fate == IMMEDIATE:
+        return change
+    reason = f"{change.reason}; immediate: {why}"
+    entry = replace(change.entry, immediate=True, reason=reason)
+    return replace(change, fate=IMMEDIATE, reason=reason, hint="", entry=entry)
 
 
 def _matches_any(change: Change, patterns: Iterable[str]) -> bool:

@@ -64,6 +64,12 @@ _WAYS = "PACKAGE==V1..V2, --git REV1..REV2, --old DIR --new DIR, or --diff FILE 
     "--only", multiple=True, metavar="GLOB", help="Carry only these: module, module:name or file. Repeatable."
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these out. Repeatable.")
+@click.option(
+    "--immediate",
+    multiple=True,
+    metavar="GLOB",
+    help="Functions that change for everybody at once, since tasks never leave them. Repeatable.",
+)
 @click.option("--replace", is_flag=True, help="Make it cumulative: it takes the place of all patches loaded before it.")
 @click.option(
     "--base",
@@ -94,6 +100,7 @@ def build_command(
     description: str,
     only: tuple[str, ...],
     exclude: tuple[str, ...],
+    immediate: tuple[str, ...],
     replace: bool,
     base: tuple[Path, ...],
     hooks: Path | None,
@@ -121,7 +128,7 @@ def build_command(
 
     _check_outputs(file, report_file, skeleton_file, [*filter(None, [hooks]), *base, *source["old"], *source["new"]])
     content = hooks.read_bytes() if hooks is not None else None
-    build = _compare(source, base).narrowed(only, exclude).hooked(content)
+    build = _compare(source, base).narrowed(only, exclude).hooked(content).at_once(immediate)
     report = build.report
     name = name or file.stem
     asked = skeleton(build)
@@ -250,6 +257,7 @@ def _show(build: Build, verbose: bool) -> None:
         output.say(f"{release['name']} {release['from']} -> {release['to']}")
     shown = [
         ("changed", report.functions),
+        ("immediate", report.immediate),
         ("added", report.added),
         ("value", report.values),
         ("at completion", report.at_completion),
@@ -265,7 +273,7 @@ def _show(build: Build, verbose: bool) -> None:
         late = ", ".join(dict.fromkeys(map(_where, report.not_consistent)))
         output.say(f"Without consistency, and only at completion unless it says otherwise: {late}")
     hints: dict[str, list[str]] = {}
-    for change in report.refused:
+    for change in [*report.functions, *report.refused]:
         hints.setdefault(change.hint, []).append(_where(change))
     for hint, places in hints.items():
         if hint:
@@ -317,7 +325,10 @@ def info_command(file: Path) -> int:
         output.say(f"not for processes that have imported {', '.join(manifest.absent)}")
     rows = []
     for entry in manifest.objects:
-        rows += [[entry.module, "changed", part.name, part.reason, str(part.line)] for part in entry.functions]
+        rows += [
+            [entry.module, "immediate" if part.immediate else "changed", part.name, part.reason, str(part.line)]
+            for part in entry.functions
+        ]
         rows += [[entry.module, "added", part.name, part.kind, str(part.line)] for part in entry.added]
         rows += [[entry.module, part.how, part.name, "name", str(part.line)] for part in entry.at_completion]
     rows += [[new.module, "added", "", "module", ""] for new in manifest.modules]

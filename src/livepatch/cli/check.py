@@ -18,6 +18,7 @@ from .common import (
     connect,
     describe,
     each_process,
+    functions_of,
     json_option,
     output,
     pid_option,
@@ -85,14 +86,14 @@ def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
 def _show(found: State) -> None:
     """What an archive finds here, in detail; of a patch written by hand, the functions."""
     if not found.get("modules"):  # nor does an agent that is older than this command tell them
-        rows = [[obj["name"], function] for obj in found.get("objects", ()) for function in obj["functions"]]
+        rows = [[obj["name"], function] for obj in found.get("objects", ()) for function in functions_of(obj)]
         output.table(["MODULE", "FUNCTION"], rows)
         return
     for release in found["releases"]:
         output.say(_release(release))
     would = _would(found)
     rows = [
-        [module["name"], function["name"], function["state"], would(function), function["how"] or "-"]
+        [module["name"], function["name"], function["state"], would(function), _why(function)]
         for module in found["modules"]
         for function in module["functions"]
     ]
@@ -127,11 +128,17 @@ def _would(found: State) -> Callable[[State], str]:
         if function["state"] == "not defined here":
             return "left out"
         others = ", ".join(f"'{name}'" for name in function["patches"])
+        active = "active at once" if function.get("immediate") else "active"  # an older agent does not tell
         if not others:
-            return "active"
-        return f"active, {'instead of' if found['replace'] else 'in front of'} {others}"
+            return active
+        return f"{active}, {'instead of' if found['replace'] else 'in front of'} {others}"
 
     return word
+
+
+def _why(function: State) -> str:
+    """What there is to say about it: why it does not fit, or why it takes no part in the transition."""
+    return function["how"] or (function["reason"] if function.get("immediate") else "") or "-"
 
 
 def _difference(module: State, function: State) -> Iterator[str]:

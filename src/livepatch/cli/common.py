@@ -167,6 +167,12 @@ def each_process(
     return worst
 
 
+def functions_of(obj: dict[str, Any]) -> list[str]:
+    """The functions of a module that a patch changes, and which of them at once: an older agent does not say."""
+    at_once = obj.get("immediate", ())
+    return [f"{name} (immediate)" if name in at_once else name for name in obj["functions"]]
+
+
 def state_of(patch: dict[str, Any]) -> str:
     """A patch's state in one word, and in transition how far it is."""
     if patch["transition"]:

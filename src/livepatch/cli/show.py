@@ -9,7 +9,7 @@ import click
 
 from livepatch.attach.client import Client
 
-from .common import BLOCKERS, blocker_rows, each_process, json_option, near, output, pid_option, state_of
+from .common import BLOCKERS, blocker_rows, each_process, functions_of, json_option, near, output, pid_option, state_of
 
 #: How many tasks in the way `status` names.
 _NAMED = 20
@@ -82,7 +82,7 @@ def _describe(patch: dict[str, Any]) -> None:
         output.say(f"  for {patch['seconds']:.1f} s, {patch['left']} of {patch['total']} tasks left")
     for obj in patch["objects"]:
         patched = "" if obj["patched"] else " (not patched)"
-        output.say(f"  {obj['name']}{patched}: {', '.join(obj['functions']) or 'no function'}")
+        output.say(f"  {obj['name']}{patched}: {', '.join(functions_of(obj)) or 'no function'}")
 
 
 @click.command("tasks")

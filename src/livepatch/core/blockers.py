@@ -43,8 +43,8 @@ from .transition import switch_lock
 #: Seconds after which a call that is still there is said to last.
 LASTING = 10.0
 
-#: What is said, after its name, of a function that does not return from where it is.
-NEVER = "never returns: mark it immediate or patch what it calls"
+#: What is said first, after its name, of a function that does not return from where it is.
+NEVER = "never returns: mark it immediate"
 
 
 class Track(NamedTuple):
@@ -149,7 +149,7 @@ def _never(case: Case) -> str | None:
         GENERATOR | ASYNC_GENERATOR
     ):  # whoever resumes it may let it go in the middle
         return "goes when it is exhausted or closed"
-    return f"{_name(case.affected[-1])}() {NEVER}"
+    return f"{_name(case.affected[-1])}() {NEVER}{_or_what_else(case.affected[-1])}"
 
 
 def _between(case: Case) -> str | None:
@@ -172,7 +172,15 @@ def _outermost(case: Case) -> str | None:
     if not (case.affected and case.lasting and all(_is_frame_of_library(frame) for frame in case.outer)):
         return None
     name = _name(case.affected[-1])
-    return f"{name}() is all that runs here: if it never returns, mark it immediate or patch what it calls"
+    return f"{name}() is all that runs here: if it never returns, mark it immediate{_or_what_else(case.affected[-1])}"
+
+
+def _or_what_else(frame: FrameType) -> str:
+    """How an archive says so of the function of a frame, and what can be done instead."""
+    module = dict.get(frame.f_globals, "__name__", "*")
+    # As the main program it does not have the name that the builder knows it by.
+    name = f"{'*' if module == '__main__' else module}:{frame.f_code.co_qualname}"
+    return f" (livepatch build --immediate '{name}') or patch what it calls"
 
 
 def _returns(case: Case) -> str | None:

@@ -538,6 +538,7 @@ def _status(patch: Patch) -> PatchStatus:
                 "name": obj.shown_name,
                 "patched": obj.patched and (obj.module is not None),
                 "functions": [f"{func.key[0]},{func.key[1]}" for func in [*obj.funcs, *obj.nops]],
+                "immediate": [f"{func.key[0]},{func.key[1]}" for func in [*obj.funcs, *obj.nops] if func.immediate],
             }
             for obj in patch.all_objects()
         ],
