@@ -41,12 +41,12 @@ class Package:
         module = self.load()
         return dataclasses.replace(self.archive(new), hooks=textwrap.dedent(hooks).encode()), module
 
-    def archive(self, tree, name="fix", **options):
+    def archive(self, tree, name="fix", at_once=(), **options):
         """The archive of the step to these files, all others being as they are."""
         new = self.root / name
         write(new, {path.relative_to(self.old).as_posix(): path.read_text() for path in self.old.rglob("*.py")})
         write(new, tree)
-        build = from_trees(self.old, new).narrowed(**options)
+        build = from_trees(self.old, new).narrowed(**options).at_once(at_once)
         return format.read(build.archive(name))
 
     def bind(self, tree, name="fix", **options):

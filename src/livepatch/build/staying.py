@@ -54,7 +54,7 @@ from itertools import pairwise
 
 from livepatch.archive.format import FunctionEntry
 from livepatch.build import syntax
-from livepatch.build.report import ADDED, CARRIED, IN_PATCH, READER, Change, Report, as_immediate
+from livepatch.build.report import ADDED, CARRIED, IN_PATCH, READER, REFUSED, Change, Report, as_immediate
 from livepatch.build.sources import Tree
 from livepatch.build.world import NOT_PYTHON, Source
 
@@ -70,6 +70,9 @@ _LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 _LOGGER = re.compile("_*log(ger|ging)?", re.IGNORECASE)
 #: What gets at names that are not written where it is called.
 _BY_ANY_NAME = {"getattr", "setattr", "delattr", "eval", "exec", "globals", "locals", "vars", "__import__"}
+#: Special methods that are only called where the class is named, and those of contexts.
+_MAKING = {"__init__", "__new__", "__post_init__", "__init_subclass__", "__set_name__"}
+_CONTEXTS = {"__enter__", "__exit__", "__aenter__", "__aexit__"}
 #: What is called for attributes.
 _ATTRIBUTES = {"__getattr__", "__getattribute__", "__setattr__", "__delattr__"}
 #: Compound statements that do not decide whether, or how often, what is in them is run.
@@ -184,7 +187,7 @@ class _Changed:
 def _changed(report: Report, but: Change, sources: _Sources) -> _Changed:
     found = _Changed()
     hard: set[str] = set()  # of which it does matter that they are set
-    for change in report.of(*IN_PATCH):
+    for change in report.of(*IN_PATCH, REFUSED):  # hooks may bring some of what is refused
         if change is but:
             continue
         names = {name.rpartition(".")[2] for name in change.name.split()} or {change.module.rpartition(".")[2]}
@@ -200,7 +203,7 @@ def _changed(report: Report, but: Change, sources: _Sources) -> _Changed:
     found.settable = found.otherwise - hard
     for part in (found.names, found.otherwise):
         part |= sources.aliases(but.file, part)
-    found.special = {name for name in found.names if syntax.is_special(name)}
+    found.special = {name for name in found.names - _MAKING if syntax.is_special(name)}
     return found
 
 
@@ -314,8 +317,8 @@ def _after_problem(function: syntax.FunctionNode, stay: _Stay, changed: _Changed
         return f"uses {min(named & changed.names)}, which changes"
     if named & _BY_ANY_NAME:
         return f"uses {min(named & _BY_ANY_NAME)}, which may get at anything that changes"
-    if changed.special & _ATTRIBUTES or (changed.special and any(map(_is_implicit, _walk(rest)))):
-        return f"may call {min(changed.special)}, which changes"
+    if called := _called_unnamed(_walk(rest), changed.special):
+        return f"may call {min(called)}, which changes"
     return ""
 
 
@@ -324,11 +327,8 @@ def _problem(function: syntax.FunctionNode, changed: _Changed) -> str:
     for name, stored in _names(function):
         if name in changed.otherwise and not (stored and name in changed.settable):
             return f"it uses {name}, of which more changes than its body"
-    special = changed.special & changed.otherwise
-    if special & _ATTRIBUTES:
-        return f"any attribute may be got by {min(special & _ATTRIBUTES)}, of which more changes than its body"
-    if special and any(map(_is_implicit, ast.walk(function))):
-        return f"it may call {min(special)}, of which more changes than its body"
+    if called := _called_unnamed(ast.walk(function), changed.special & changed.otherwise):
+        return f"it may call {min(called)}, of which more changes than its body"
     return ""
 
 
@@ -363,8 +363,18 @@ def _with_origins(function: syntax.FunctionNode, nodes: list[ast.AST]) -> list[a
     return found
 
 
-def _is_implicit(node: ast.AST) -> bool:
-    """Whether it may call a special method without naming it; that of a class is named by who calls the class."""
+def _called_unnamed(nodes: Iterable[ast.AST], special: set[str]) -> set[str]:
+    """Which of these special methods may be called by what does not name them."""
+    found = special & _ATTRIBUTES
+    for node in nodes if special else ():
+        if isinstance(node, ast.withitem):
+            found |= special & _CONTEXTS
+        elif _may_call_any(node):
+            found |= special - _CONTEXTS
+    return found
+
+
+def _may_call_any(node: ast.AST) -> bool:
     if isinstance(node, ast.Compare):
         return not all(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops)
     if isinstance(node, ast.If | ast.While | ast.Assert | ast.IfExp):
@@ -372,7 +382,7 @@ def _is_implicit(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and bool(node.args)  # `str(x)`, and all builtins like it
     kinds = ast.BinOp | ast.UnaryOp | ast.BoolOp | ast.AugAssign | ast.Subscript | ast.JoinedStr | ast.Starred
-    return isinstance(node, kinds | ast.For | ast.AsyncFor | ast.comprehension | ast.withitem | ast.Delete | ast.Await)
+    return isinstance(node, kinds | ast.For | ast.AsyncFor | ast.comprehension | ast.Delete | ast.Await)
 
 
 # -- what a version does -----------------------------------------------------------------------------------------------
