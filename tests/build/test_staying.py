@@ -142,6 +142,8 @@ def test_what_is_called_without_being_named(rest, around, called):
 def test_what_it_has_kept_for_afterwards_counts():
     old = "stop = self.halt\nlater = stop\n" + SERVES + "later()"
     assert "uses halt, which changes" in found(old, "assert ready\n" + old).hint
+    alias = "self.last = self.halt\n" + SERVES + "self.last()"
+    assert "uses last, which changes" in found(alias, "assert ready\n" + alias).hint
     with_context = "with assist() as x:\n    self.loop.run_forever()"
     assert "uses assist, which changes" in found(with_context, "assert ready\n" + with_context).hint
     handler = "try:\n    self.loop.run_forever()\nexcept Plugin:\n    pass"

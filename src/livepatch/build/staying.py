@@ -69,7 +69,7 @@ _ASKS = {"isinstance", "issubclass", "callable", "hasattr", "len", "type", "repr
 _LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 _LOGGER = re.compile("_*log(ger|ging)?", re.IGNORECASE)
 #: What gets at names that are not written where it is called.
-_BY_ANY_NAME = {"getattr", "setattr", "delattr", "eval", "exec", "globals", "locals", "vars", "__import__"}
+_BY_ANY_NAME = {"getattr", "setattr", "delattr", "eval", "exec", "globals", "locals", "vars", "__import__", "__dict__"}
 #: Special methods that are only called where the class is named, and those of contexts.
 _MAKING = {"__init__", "__new__", "__post_init__", "__init_subclass__", "__set_name__"}
 _CONTEXTS = {"__enter__", "__exit__", "__aenter__", "__aexit__"}
@@ -151,13 +151,14 @@ class _Sources:
         return self._parsed[id(text)]
 
     def aliases(self, path: str, names: Iterable[str]) -> set[str]:
-        """Under which names a module has imported things of these names, in either version."""
-        known, found = set(names), set()
-        for side in (self._old, self._new):
-            source = self.parsed(path, side[path]) if path in side else None
-            index = source.index if source is not None else None
-            found |= {item.alias for item in index.imports if item.name in known} if index is not None else set()
-        return found
+        """Under which other names a module has what has these names, in either version: imported, or assigned."""
+        found, known = set(names), -1
+        trees = [source for side in (self._old, self._new) if (source := self.parsed(path, side.get(path, b"")))]
+        pairs = [pair for source in trees for pair in _renamed(source)]
+        while known < len(found):
+            known = len(found)
+            found |= {alias for name, alias in pairs if name in found}
+        return found - set(names)
 
     def plain(self, change: Change) -> bool:
         """Whether what a change adds to a class is a plain value: whoever sets that on an instance calls nothing."""
@@ -170,6 +171,16 @@ class _Sources:
         """Whether the package has a function of this name."""
         wanted = f"def {name}(".encode()
         return any(wanted in text for side in (self._old, self._new) for text in side.values())
+
+
+def _renamed(source: Source) -> Iterator[tuple[str, str]]:
+    """(name, other name) of what gets another name: `import a as b`, `b = a`, `self.b = self.a`."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.alias) and node.asname:
+            yield node.name.rpartition(".")[2], node.asname
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Name | ast.Attribute):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                yield syntax.last_name(node.value), syntax.last_name(target)
 
 
 @dataclass
