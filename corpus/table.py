@@ -59,14 +59,19 @@ def differences(outcome: Outcome) -> str:
 
 def start_of_row(case: Outcome) -> str:
     """The columns of a row of the page that do not depend on how the case went."""
-    return f"| {case.package} {case.v1} → {case.v2} | {case.advisory} | {case.what.replace('|', '/')} |"
+    return f"| {case.package} {case.v1} → {case.v2} | {case.advisory} | {_in_a_cell(case.what)} |"
+
+
+def _in_a_cell(text: str) -> str:
+    """Text that means itself in a table: neither a new column nor a tag."""
+    return text.replace("|", "/").replace("<", "&lt;")
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The table and the rate, for the page."""
     lines = ["| release | advisory | what was wrong | outcome | differences, or why not |", "| - | - | - | - | - |"]
     for outcome in outcomes:
-        why = "<br>".join(reason.replace("|", "/") for reason in outcome.reasons) or differences(outcome)
+        why = "<br>".join(map(_in_a_cell, outcome.reasons)) or differences(outcome)
         why = why if len(why) <= _REASON else why[: _REASON - 3] + "..."
         lines.append(f"{start_of_row(outcome)} {outcome.outcome} | {why} |")
     return "\n".join([*lines, "", rate(outcomes) + ".", ""])
