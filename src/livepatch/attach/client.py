@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from livepatch.agent.rpc import PROTOCOL
+from livepatch.archive import policy
 from livepatch.core.model import LivepatchError
 
 from .processes import NoAccess, Process, alive, require_python
@@ -127,10 +128,12 @@ class Client:
         raise self._refusal(message)
 
     def send_file(self, method: str, path: Path) -> dict[str, Any]:
-        """`load` or `check` a patch file."""
+        """`load` or `check` a patch file, if the rules that hold here let it out; the agent asks its own."""
         if path.stat().st_size > FILE_LIMIT:
             raise LivepatchError(errno.EFBIG, f"{path} is larger than {FILE_LIMIT >> 20} MiB, too large for a patch.")
-        data = base64.b64encode(path.read_bytes()).decode()
+        content = path.read_bytes()
+        policy.require(content, path.name)
+        data = base64.b64encode(content).decode()
         result: dict[str, Any] = self.call(method, timeout=LOAD_TIMEOUT, file=path.name, data=data)
         return result
 
