@@ -30,6 +30,8 @@ from livepatch.archive.seal import NAMESPACE
 from livepatch.core import originals
 from livepatch.core.model import LivepatchError
 
+#: Where ssh-keygen is looked for, before the PATH: what that has first may be anybody's.
+FOLDERS = ("/usr/bin", "/usr/local/bin")
 #: Seconds that ssh-keygen may take.
 _PATIENCE = 10.0
 _OUTPUT_LIMIT = 64 * 1024
@@ -71,7 +73,7 @@ def verify(text: bytes, signature: bytes, signers: bytes) -> Signer:
 
 
 def _program() -> str:
-    for folder in [*os.get_exec_path(), "/usr/bin", "/usr/local/bin"]:
+    for folder in [*FOLDERS, *os.get_exec_path()]:
         path = os.path.join(folder, "ssh-keygen")
         if os.path.isabs(path) and os.access(path, os.X_OK):
             return path

@@ -25,6 +25,7 @@ from livepatch.agent.rpc import PROTOCOL
 from livepatch.archive import policy
 from livepatch.core.model import LivepatchError
 
+from . import replies
 from .processes import NoAccess, Process, alive, require_python
 
 #: Seconds that an agent may take to answer. Its thread needs the interpreter, which C code can keep to
@@ -35,6 +36,8 @@ LOAD_TIMEOUT = 120.0
 #: The agent takes no longer requests.
 FILE_LIMIT = 64 * 2**20
 _ANSWER_LIMIT = 512 * 2**20
+#: Events that came in the middle of a call and are still to be read; older ones are forgotten.
+_EVENTS_LIMIT = 100_000
 
 
 class NotPrepared(LivepatchError):
@@ -68,7 +71,7 @@ class Client:
         self.pid = pid
         self.process = require_python(pid)
         self._inbox = bytearray()
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_LIMIT)
         self._number = 0
         self._sock = _connect(self.process)
         try:
@@ -124,6 +127,8 @@ class Client:
         except (ConnectionError, BrokenPipeError):
             raise self._lost(method) from None
         if "result" in message:
+            if not replies.has_form(method, message["result"]):
+                raise self._garbage()
             return message["result"]
         raise self._refusal(message)
 
@@ -167,11 +172,12 @@ class Client:
         del self._inbox[: end + 1]
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._garbage() from None
         if not isinstance(message, dict):
             raise self._garbage()
-        return message
+        shown: dict[str, Any] = replies.visible(message)
+        return shown
 
     def _garbage(self) -> LivepatchError:
         return LivepatchError(
