@@ -1,4 +1,4 @@
-"""Keys, archives and a machine's files for the tests of trust and of installation; nothing of the real machine's counts."""
+"""Keys, archives and a machine's files for the tests of trust and of installation; the real machine's do not count."""
 
 import os
 import shutil
@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.agent.targets import Target
 
 from livepatch.build import from_trees
-from tests.agent.targets import Target
 
 needs_ssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="signatures are NOT TESTED: no ssh-keygen")
 

@@ -78,7 +78,8 @@ def bind(archive: Archive, *, dry: bool = False, early: bool = False) -> Patch:
         module.branches.verify(live, dry=dry)
     if not dry:
         hooks.load()
-        _releases[manifest.name] = manifest.distributions
+        if all(patch.name != manifest.name for patch in lists.listed):  # or it is about to be refused
+            _releases[manifest.name] = manifest.distributions
     for module in modules:
         module.object.instances = hooks.instances(module.name)
     return Patch(

@@ -76,7 +76,10 @@ def signer(data: bytes, files: tuple[str, ...]) -> Signer:
 
 def require(data: bytes, file: str) -> None:
     """Raise LivepatchError (EKEYREJECTED) unless a patch file may be let in."""
-    rules = policy()
+    try:
+        rules = policy()
+    except LivepatchError as error:
+        raise LivepatchError(errno.EKEYREJECTED, str(error)) from None
     if not rules.strict:
         return
     try:
