@@ -13,6 +13,8 @@ from livepatch.core.model import LivepatchError, PatchStatus, TaskStatus
 
 __all__ = ["lp"]
 
+pytestmark = pytest.mark.once
+
 #: One that greets well, and answers everything else with REPLY.
 GREETS = """
     def answer(request):

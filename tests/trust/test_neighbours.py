@@ -4,6 +4,7 @@ The tests give each other's processes and folders users of their own, so they ne
 """
 
 import os
+import random
 import shutil
 import stat
 
@@ -42,10 +43,9 @@ ATTACKER = (
 
 
 @pytest.fixture
-def victim(request):
-    """A user whose socket directory is not there yet, and is gone afterwards."""
-    # Two processes that test at once take different ones.
-    uid = 64100 + 4 * (os.getpid() % 200) + 2 * (hash(request.node.name) % 2)
+def victim():
+    """A user whose socket directory is not there yet, and is gone afterwards; the next one is an attacker's."""
+    uid = random.SystemRandom().randrange(20_000, 60_000, 2)  # others may be testing on this machine, too
     directory = f"/tmp/livepatch-{uid}"
     assert not os.path.lexists(directory)
     yield uid

@@ -142,6 +142,7 @@ UPSET = {
     """,
     "there is no folder to write to": "os.environ['TMPDIR'] = '/nowhere'; os.chdir('/proc')",
     "fork handlers fail": "os.register_at_fork(before=lambda: 1 / 0)",
+    "greenlets have replaced everything": "from gevent import monkey; monkey.patch_all()",
     "subprocess is another": "import subprocess; subprocess.Popen = None",
 }
 

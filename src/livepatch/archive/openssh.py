@@ -3,7 +3,7 @@
 The command asks, and so does the agent, in the middle of somebody else's program. What that program has done to itself
 must neither disturb the answer nor be disturbed by it:
 
-* Its `subprocess` may be a cooperative one, its fork handlers are its own affair: hence `posix_spawn`, which runs none.
+* Its `subprocess` and `os` may be cooperative ones, its fork handlers are its own affair: hence `posix.posix_spawn`.
 * It may reap our child before we do (servers wait for any child, and some ignore SIGCHLD). Then the exit status is
   lost, and `subprocess` would report success. So the exit status is not believed: a signature is good if ssh-keygen
   *says* so, on a pipe that only it can write to.
@@ -93,11 +93,11 @@ def _run(arguments: list[str], text: bytes, signature: bytes, signers: bytes) ->
             opened.callback(os.close, reader)
             with _raised(writer) as above:
                 ends = [(inputs[0], 0), (above, 1), (errors, 2), (inputs[1], 3), (inputs[2], 4)]
-                pid = os.posix_spawn(
+                pid = posix.posix_spawn(
                     program,
                     [program, *arguments],
                     {"PATH": os.defpath, "LC_ALL": "C"},
-                    file_actions=[(os.POSIX_SPAWN_DUP2, *end) for end in ends],
+                    file_actions=[(posix.POSIX_SPAWN_DUP2, *end) for end in ends],
                     setsigmask=[],
                     setsigdef=[signal.SIGPIPE, signal.SIGCHLD],
                 )
