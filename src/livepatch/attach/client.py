@@ -116,7 +116,7 @@ class Client:
                 message = self._receive(deadline)
                 if message.get("id") == self._number:
                     break
-                if "method" in message:
+                if replies.is_event(message):
                     self._events.append(message)
         except TimeoutError:
             raise LivepatchError(
@@ -147,11 +147,14 @@ class Client:
         if self._events:
             return self._events.popleft()
         try:
-            return self._receive(time.monotonic() + timeout)
+            message = self._receive(time.monotonic() + timeout)
         except TimeoutError:
             return None
         except ConnectionError:
             raise self._lost("subscribe") from None
+        if not replies.is_event(message):
+            raise self._garbage()
+        return message
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         """The next message; TimeoutError when the deadline passes before it is complete."""

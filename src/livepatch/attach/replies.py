@@ -53,6 +53,10 @@ _FORMS: dict[str, Any] = {
 }
 
 
+#: What events bring.
+_EVENTS: dict[str, Any] = {"log": {"line": str}, "transition": {}}
+
+
 def visible(value: Any) -> Any:
     """The same with every character that is not for reading shown as an escape."""
     if isinstance(value, str):
@@ -69,6 +73,12 @@ def visible(value: Any) -> Any:
 def has_form(method: str, result: Any) -> bool:
     """Whether a result is what this method returns, as far as commands rely on it. More than that may be in it."""
     return method not in _FORMS or _is(result, _FORMS[method])
+
+
+def is_event(message: Mapping[str, Any]) -> bool:
+    """Whether a message is an event in the form that commands rely on."""
+    name = message.get("method")
+    return isinstance(name, str) and _is(message.get("params"), _EVENTS.get(name, {}))
 
 
 def _is(value: Any, form: Any) -> bool:
