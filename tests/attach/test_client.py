@@ -29,7 +29,8 @@ IMPOSTOR = """
             client.sendall(reply if isinstance(reply, bytes) else json.dumps(reply).encode() + b"\\n")
         client.close()
     def hello(request, **more):
-        return {"id": request["id"], "result": {"protocol": 1, "python": "3.11.0", "version": "9.9", **more}}
+        told = {"protocol": 1, "python": "3.11.0", "version": "9.9", "started": 0.0, **more}
+        return {"id": request["id"], "result": told}
 """
 
 AGENT = "import livepatch as lp; lp.start_agent(); say('ready')\n"

@@ -15,6 +15,7 @@ import os
 
 from livepatch.core import originals, registry
 
+from . import startup
 from .thread import Agent
 
 __all__ = ["start_agent"]
@@ -29,11 +30,16 @@ class _Driver:
         _agent.wake()
 
 
-def start_agent() -> str:
+def start_agent(*, installed: bool = True) -> str:
     """Let administrators reach this process, and return the path of its socket; again: the same path.
 
-    Only root and the user that the process runs as can connect. Raises LivepatchError if this cannot be done.
+    Only root and the user that the process runs as can connect. Patches that are `installed` on this machine or for
+    this user are applied, each when the first of its modules is imported; see `startup`. Raises LivepatchError if
+    there can be no socket, or if strict mode says that the process must not start because of a patch that is
+    installed.
     """
+    if installed:
+        startup.begin(_driver.wake)
     return _agent.serve()
 
 
@@ -68,5 +74,6 @@ def _after_fork_in_child() -> None:
         _agent.wake()
 
 
-registry.set_driver(_Driver())
+_driver = _Driver()
+registry.set_driver(_driver)
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -15,6 +15,7 @@ import sys
 import time
 from typing import Any
 
+from livepatch.archive import policy
 from livepatch.core import blockers, cpython, instances, log, registry
 from livepatch.core.attributes import process_tree
 from livepatch.core.model import LivepatchError, Patch, PatchStatus, TaskStatus
@@ -44,7 +45,7 @@ def hello(client: Connection) -> dict[str, Any]:
 def load(client: Connection, *, file: str, data: str) -> dict[str, Any]:
     """Enable the patch in a file (`data` in base64), and return its state right after the first round."""
     patchfile.forget_unloaded()
-    patch = patchfile.read(_decoded(data), file)
+    patch = patchfile.read(_let_in(data, file), file)
     try:
         registry.enable_patch(patch)
     finally:
@@ -62,7 +63,7 @@ def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
     what was found here; then one that does not fit is an answer with `error`, not a refusal.
     """
     patchfile.forget_unloaded()
-    content = _decoded(data)
+    content = _let_in(data, file)
     found = patchfile.survey(content, file)
     try:
         return {**found, **_fitting(content, file)}
@@ -195,11 +196,14 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _decoded(data: str) -> bytes:
+def _let_in(data: str, file: str) -> bytes:
+    """The bytes of a patch file, if the rules of this process let it in; see `archive/policy.py`."""
     try:
-        return base64.b64decode(data, validate=True)
+        content = base64.b64decode(data, validate=True)
     except binascii.Error:
         raise LivepatchError(errno.EBADMSG, "The file's bytes did not arrive as base64.") from None
+    policy.require(content, file)
+    return content
 
 
 def _status(name: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from livepatch.core.model import LivepatchError, PatchStatus
 from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
 
-from . import methods, places, poll, rpc, server
+from . import methods, places, poll, rpc, server, startup
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
@@ -293,6 +293,8 @@ class Agent:
         due = registry.next_round()
         if due is not None and self._mutex_taken:
             due = max(due, _ANOTHER_TRY)
+        if due is None:
+            due = startup.due()
         if self._opens is not None:
             due = min(max(0.0, self._opens - originals.monotonic()), due if due is not None else _CHILDHOOD)
         if self.left_alone:
@@ -310,6 +312,8 @@ class Agent:
         due = registry.next_round()
         if due is not None and due <= 0:
             self._tick()
+        if startup.due() is not None:
+            startup.catch_up()
         if self._opens is not None and self._opens <= originals.monotonic():
             self._open_now()
         if self.server is not None:

@@ -19,7 +19,7 @@ import linecache
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType, ModuleType
 
 from livepatch.archive.additions import Additions
@@ -35,6 +35,7 @@ from livepatch.archive.members import Members
 from livepatch.archive.pieces import NewSource, find_function
 from livepatch.archive.signature import changes_signature, new_attributes
 from livepatch.archive.switch import flavour_of, retired
+from livepatch.archive.versions import is_older
 from livepatch.core import codes, lists, redirect, resolve
 from livepatch.core import values as live_values
 from livepatch.core.carriers import functions_of
@@ -44,13 +45,15 @@ from livepatch.core.model import Body, Callbacks, Func, LivepatchError, Object, 
 from livepatch.core.symbols import Tables, front_code, loaded_module
 
 
-def bind(archive: Archive, *, dry: bool = False) -> Patch:
+def bind(archive: Archive, *, dry: bool = False, early: bool = False) -> Patch:
     """The patch of an archive, ready to be enabled here or, if `dry`, to be checked.
 
-    Raises LivepatchError: ENOENT if none of its modules is imported in this process, EINVAL if the archive
-    cannot be compiled here or differs from the live code.
+    Raises LivepatchError: ENOENT if none of its modules is imported in this process (unless it comes `early`, and waits
+    for them), EINVAL if the archive cannot be compiled here or differs from the live code, ESTALE if it would take
+    the place of a patch for a later release.
     """
     manifest = archive.manifest
+    _check_newer(archive)
     for name in manifest.absent:
         if name in sys.modules or _is_main(name, name.replace(".", "/") + ".py"):
             sentence = f"'{name}' is imported here, and the patch does not carry what the release changes in it."
@@ -63,7 +66,7 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
     modules = [_Module(manifest.name, entry, archive, hooks, arrivals, added, values) for entry in manifest.objects]
     mains = [entry for entry in manifest.objects if _is_main(entry.module, entry.path)]
     modules += [_Module(manifest.name, entry, archive, hooks, arrivals, added, values, main=True) for entry in mains]
-    if not any(module.live() for module in modules):
+    if not early and not any(module.live() for module in modules):
         names = ", ".join(entry.module for entry in manifest.objects)
         raise LivepatchError(errno.ENOENT, f"None of the modules that the patch changes is imported here: {names}.")
     if not dry:
@@ -75,6 +78,8 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
         module.branches.verify(live, dry=dry)
     if not dry:
         hooks.load()
+        if all(patch.name != manifest.name for patch in lists.listed):  # or it is about to be refused
+            _releases[manifest.name] = manifest.distributions
     for module in modules:
         module.object.instances = hooks.instances(module.name)
     return Patch(
@@ -86,6 +91,22 @@ def bind(archive: Archive, *, dry: bool = False) -> Patch:
         version=manifest.version,
         description=manifest.description,
     )
+
+
+def _check_newer(archive: Archive) -> None:
+    """A cumulative patch takes the place of others, whatever they are for; not by mistake of one for a later release.
+
+    One that is put in front of others needs no such check: it would find another code than it was built for.
+    """
+    for patch in lists.listed if archive.manifest.replace else ():
+        for had in _releases.get(patch.name, ()):
+            for new in archive.manifest.distributions:
+                if new["name"] == had["name"] and is_older(new["to"], had["to"]):
+                    sentence = (
+                        f"'{archive.manifest.name}' makes {new['name']} {new['to']}, and '{patch.name}', whose place it"
+                        f" would take, makes it {had['to']}; if that is meant, disable '{patch.name}' first."
+                    )
+                    raise LivepatchError(errno.ESTALE, sentence)
 
 
 def _is_main(name: str, path: str) -> bool:
@@ -114,6 +135,8 @@ def _import_for(modules: list[_Module]) -> None:
 
 #: The modules of archives that are in force, oldest patch first.
 _applied: list[_Module] = []
+#: What the archives were built from that have become patches here, by the names of these.
+_releases: dict[str, tuple[Mapping[str, str], ...]] = {}
 
 
 def forget_unloaded(loaded: set[str]) -> None:

@@ -4,6 +4,7 @@
     old/jinja2/filters.py the source that the patch was built from: proof, when it is loaded, that it fits
     new/jinja2/filters.py the source with the change
     hooks.py              callbacks, if the author wrote any; `byhand` says what must be in it
+    SIGNATURE             who vouches for all of that, if anybody does; see `seal`
 
 Code travels as source, because only the interpreter that will run it can compile it. The manifest names what
 changes; it does not repeat it.
@@ -19,6 +20,7 @@ import errno
 import io
 import json
 import posixpath
+import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -29,7 +31,9 @@ from livepatch.core.model import LivepatchError
 FORMAT = 1
 MANIFEST = "manifest.json"
 HOOKS = "hooks.py"
+SIGNATURE = "SIGNATURE"
 SIZE_LIMIT = 64 * 1024 * 1024  # bytes of all members together, unpacked
+FILE_LIMIT = 64 * 1024 * 1024  # bytes of the file
 MEMBER_LIMIT = 10_000
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can express
@@ -259,6 +263,11 @@ def write(archive: Archive) -> bytes:
     members |= {"new/" + path: source for path, source in archive.new.items()}
     if archive.hooks is not None:
         members[HOOKS] = archive.hooks
+    return pack(members)
+
+
+def pack(members: Mapping[str, bytes]) -> bytes:
+    """The one way to write these members into a file."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name in sorted(members):
@@ -274,57 +283,64 @@ def read(data: bytes) -> Archive:
 
     Raises LivepatchError: ENOEXEC for what is not a valid archive, EPROTONOSUPPORT for a newer format.
     """
-    members = _members(data)
+    members = unpack(data)
+    members.pop(SIGNATURE, None)
     if MANIFEST not in members:
-        raise _broken(f"it has no {MANIFEST}; a patch archive is made by `livepatch build`")
+        raise broken(f"it has no {MANIFEST}; a patch archive is made by `livepatch build`")
     manifest = _manifest(members.pop(MANIFEST))
     hooks = members.pop(HOOKS, None)
     sources: dict[str, dict[str, bytes]] = {"old": {}, "new": {}}
     for name, content in members.items():
         version, _, path = name.partition("/")
         if version not in sources or not path:
-            raise _broken(f"it contains {name!r}, which this version of livepatch does not know")
+            raise broken(f"it contains {name!r}, which this version of livepatch does not know")
         sources[version][path] = content
     changed = {entry.path for entry in manifest.objects}
     for version, expected in ("old", changed), ("new", changed | {entry.path for entry in manifest.modules}):
         found = sources[version]
         for path in sorted(expected ^ set(found)):
             what = "lacks" if path in expected else "has a needless"
-            raise _broken(f"it {what} {version}/{path}")
+            raise broken(f"it {what} {version}/{path}")
     return Archive(manifest, sources["old"], sources["new"], hooks)
 
 
-def _broken(why: str) -> LivepatchError:
+def broken(why: str) -> LivepatchError:
+    """What a file is refused with that is no archive as livepatch writes them (ENOEXEC)."""
     return LivepatchError(errno.ENOEXEC, f"This is not a valid patch archive: {why}.")
 
 
-def _members(data: bytes) -> dict[str, bytes]:
+def unpack(data: bytes) -> dict[str, bytes]:
+    """The members by name, the signature among them. Raises LivepatchError (ENOEXEC)."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             infos = file.infolist()
             _check_members(infos)
+            if file.comment:
+                raise broken("it has a comment, and nothing that livepatch writes has")
             return {info.filename: file.read(info) for info in infos}
     except LivepatchError:
         raise
     # zipfile, struct and zlib each have their own way to say that a file is damaged.
     except Exception as error:
-        raise _broken(f"it is damaged, or no zip at all ({error})") from None
+        raise broken(f"it is damaged, or no zip at all ({error})") from None
 
 
 def _check_members(infos: list[zipfile.ZipInfo]) -> None:
     if len(infos) > MEMBER_LIMIT:
-        raise _broken(f"it has {len(infos)} members, and {MEMBER_LIMIT} are allowed")
+        raise broken(f"it has {len(infos)} members, and {MEMBER_LIMIT} are allowed")
     # Reading a member stops at the size stated here, so the limit holds for a file that lies about it too.
     if sum(info.file_size for info in infos) > SIZE_LIMIT:
-        raise _broken(f"it unpacks to more than {SIZE_LIMIT >> 20} MiB")
+        raise broken(f"it unpacks to more than {SIZE_LIMIT >> 20} MiB")
     seen = set()
     for info in infos:
         name = info.filename
         if name in seen:
-            raise _broken(f"it contains {name!r} twice")
+            raise broken(f"it contains {name!r} twice")
         seen.add(name)
-        if not safe_path(name):
-            raise _broken(f"it contains the path {name!r}")
+        if not safe_path(name) or not name.isprintable() or name != info.orig_filename:
+            raise broken(f"it contains the path {info.orig_filename!r}")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise broken(f"{name!r} in it is a link or another thing that is no file")
 
 
 def safe_path(path: str) -> bool:
@@ -338,9 +354,9 @@ def _manifest(content: bytes) -> Manifest:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
-        raise _broken(f"its {MANIFEST} is not JSON") from None
+        raise broken(f"its {MANIFEST} is not JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("format"), int):
-        raise _broken(f"its {MANIFEST} does not say which format it has")
+        raise broken(f"its {MANIFEST} does not say which format it has")
     if document["format"] != FORMAT:
         raise LivepatchError(
             errno.EPROTONOSUPPORT,
@@ -359,13 +375,13 @@ def _manifest(content: bytes) -> Manifest:
             and distribution.keys() == {"name", "from", "to"}
             and all(isinstance(value, str) for value in distribution.values())
         ):
-            raise _broken(f"its {MANIFEST} says {distribution!r} for a distribution")
+            raise broken(f"its {MANIFEST} says {distribution!r} for a distribution")
     manifest = _build(Manifest, document)
     check_name(manifest.name)
     for key in ("module", "path"):
         names = [getattr(entry, key) for entry in (*entries, *modules)]
         if len(set(names)) != len(names):
-            raise _broken(f"its {MANIFEST} lists a {key} twice")
+            raise broken(f"its {MANIFEST} lists a {key} twice")
     return manifest
 
 
@@ -382,7 +398,7 @@ def check_name(name: str) -> None:
 
 def _object(item: Any) -> ObjectEntry:
     if not isinstance(item, dict):
-        raise _broken(f"its {MANIFEST} has an object that is no mapping")
+        raise broken(f"its {MANIFEST} has an object that is no mapping")
     parts: dict[str, type[Any]] = {
         "functions": FunctionEntry,
         "added": AddedEntry,
@@ -407,7 +423,7 @@ def _object(item: Any) -> ObjectEntry:
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _broken(f"its {MANIFEST} has {what!r} that is no list")
+        raise broken(f"its {MANIFEST} has {what!r} that is no list")
     return value
 
 
@@ -426,18 +442,18 @@ _PARTS: dict[str, type] = {"tuple[int, ...]": int, "tuple[str, ...]": str}
 def _build(cls: type[_T], item: Any) -> _T:
     """One of the dataclasses above from its JSON form; every value must have the type declared there."""
     if not isinstance(item, dict):
-        raise _broken(f"its {MANIFEST} has something else where {cls.__name__} is expected")
+        raise broken(f"its {MANIFEST} has something else where {cls.__name__} is expected")
     declared = {entry.name: str(entry.type) for entry in fields(cls)}  # type: ignore[arg-type]
     for key, value in item.items():
         if key not in declared:
-            raise _broken(f"its {MANIFEST} contains {key!r}, which this version of livepatch does not know")
+            raise broken(f"its {MANIFEST} contains {key!r}, which this version of livepatch does not know")
         wanted = _TYPES.get(declared[key])
         if wanted is not None and type(value) not in wanted:
-            raise _broken(f"its {MANIFEST} says {value!r} for {key!r}")
+            raise broken(f"its {MANIFEST} says {value!r} for {key!r}")
         if declared[key] in _PARTS and {type(part) for part in value} - {_PARTS[declared[key]]}:
-            raise _broken(f"its {MANIFEST} says {value!r} for {key!r}")
+            raise broken(f"its {MANIFEST} says {value!r} for {key!r}")
     try:
         return cls(**{key: tuple(v) if declared[key] in _PARTS else v for key, v in item.items()})
     except TypeError:
         missing = ", ".join(sorted(declared.keys() - item.keys()))
-        raise _broken(f"its {MANIFEST} lacks some of: {missing}") from None
+        raise broken(f"its {MANIFEST} lacks some of: {missing}") from None

@@ -32,7 +32,7 @@ def livepatch_attach():
                 # In a zip, ours or that of another attach at this instant, and both go away once the agent answers.
                 for name in {modules!r}:
                     importlib.import_module(name)
-            livepatch.start_agent()
+            livepatch.start_agent(installed=False)
         except BaseException as error:
             for name in [name for name in sys.modules if name.partition(".")[0] == "livepatch"]:
                 if {zip!r} in str(sys.modules[name].__spec__.origin):

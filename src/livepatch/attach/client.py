@@ -22,8 +22,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from livepatch.agent.rpc import PROTOCOL
+from livepatch.archive import policy
 from livepatch.core.model import LivepatchError
 
+from . import replies
 from .processes import NoAccess, Process, alive, require_python
 
 #: Seconds that an agent may take to answer. Its thread needs the interpreter, which C code can keep to
@@ -34,6 +36,8 @@ LOAD_TIMEOUT = 120.0
 #: The agent takes no longer requests.
 FILE_LIMIT = 64 * 2**20
 _ANSWER_LIMIT = 512 * 2**20
+#: Events that came in the middle of a call and are still to be read; older ones are forgotten.
+_EVENTS_LIMIT = 100_000
 
 
 class NotPrepared(LivepatchError):
@@ -67,7 +71,7 @@ class Client:
         self.pid = pid
         self.process = require_python(pid)
         self._inbox = bytearray()
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_LIMIT)
         self._number = 0
         self._sock = _connect(self.process)
         try:
@@ -112,7 +116,7 @@ class Client:
                 message = self._receive(deadline)
                 if message.get("id") == self._number:
                     break
-                if "method" in message:
+                if replies.is_event(message):
                     self._events.append(message)
         except TimeoutError:
             raise LivepatchError(
@@ -123,14 +127,18 @@ class Client:
         except (ConnectionError, BrokenPipeError):
             raise self._lost(method) from None
         if "result" in message:
+            if not replies.has_form(method, message["result"]):
+                raise self._garbage()
             return message["result"]
         raise self._refusal(message)
 
     def send_file(self, method: str, path: Path) -> dict[str, Any]:
-        """`load` or `check` a patch file."""
+        """`load` or `check` a patch file, if the rules that hold here let it out; the agent asks its own."""
         if path.stat().st_size > FILE_LIMIT:
             raise LivepatchError(errno.EFBIG, f"{path} is larger than {FILE_LIMIT >> 20} MiB, too large for a patch.")
-        data = base64.b64encode(path.read_bytes()).decode()
+        content = path.read_bytes()
+        policy.require(content, path.name)
+        data = base64.b64encode(content).decode()
         result: dict[str, Any] = self.call(method, timeout=LOAD_TIMEOUT, file=path.name, data=data)
         return result
 
@@ -139,11 +147,14 @@ class Client:
         if self._events:
             return self._events.popleft()
         try:
-            return self._receive(time.monotonic() + timeout)
+            message = self._receive(time.monotonic() + timeout)
         except TimeoutError:
             return None
         except ConnectionError:
             raise self._lost("subscribe") from None
+        if not replies.is_event(message):
+            raise self._garbage()
+        return message
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         """The next message; TimeoutError when the deadline passes before it is complete."""
@@ -164,11 +175,12 @@ class Client:
         del self._inbox[: end + 1]
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._garbage() from None
         if not isinstance(message, dict):
             raise self._garbage()
-        return message
+        shown: dict[str, Any] = replies.visible(message)
+        return shown
 
     def _garbage(self) -> LivepatchError:
         return LivepatchError(

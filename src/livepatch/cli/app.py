@@ -21,6 +21,8 @@ COMMANDS = {
     "attach": "process",
     "build": "archives",
     "info": "archives",
+    "sign": "trust",
+    "verify": "trust",
     "check": "check",
     "load": "patches",
     "list": "show",
@@ -31,6 +33,8 @@ COMMANDS = {
     "force": "patches",
     "unload": "patches",
     "dmesg": "show",
+    "install": "install",
+    "uninstall": "install",
     "mount": "mount",
     "demo": "demo",
 }

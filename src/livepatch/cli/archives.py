@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from livepatch.archive import byhand, format
+from livepatch.archive import byhand, format, seal
 from livepatch.core.model import LivepatchError
 
 from .common import DONE, REFUSED, json_option, output
@@ -305,7 +305,8 @@ def info_command(file: Path) -> int:
         raise LivepatchError(
             errno.ENOEXEC, f"{file} is a patch written by hand; what is in it shows when it is run: `livepatch check`."
         )
-    archive = format.read(file.read_bytes())
+    data = file.read_bytes()
+    archive = format.read(data)
     manifest = archive.manifest
     output.say(f"'{manifest.name}' {manifest.version}".rstrip())
     if manifest.description:
@@ -323,6 +324,9 @@ def info_command(file: Path) -> int:
         output.say(f"goes through the live instances of {', '.join(classes)}; `livepatch check` says what that costs")
     if manifest.absent:
         output.say(f"not for processes that have imported {', '.join(manifest.absent)}")
+    signed = seal.is_signed(data)
+    if signed:
+        output.say("has a signature; `livepatch verify` says whose, and whether it is good")
     rows = []
     for entry in manifest.objects:
         rows += [
@@ -337,5 +341,5 @@ def info_command(file: Path) -> int:
     for entry in manifest.objects:
         for note in entry.notes:
             output.say(note)
-    output.result({**asdict(manifest), "hooks": archive.hooks is not None, "instances": classes})
+    output.result({**asdict(manifest), "hooks": archive.hooks is not None, "instances": classes, "signed": signed})
     return DONE

@@ -18,8 +18,22 @@ IDLE = -1
 _STATES = {IDLE: "-", 0: "unpatched", 1: "patched"}
 
 
+def _installed(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        from .install import show
+
+        ctx.exit(show())
+
+
 @click.command("list")
 @pid_option
+@click.option(
+    "--installed",
+    is_flag=True,
+    expose_value=False,
+    callback=_installed,
+    help="List the patches that processes apply when they start; no process is looked at.",
+)
 @json_option
 def list_command(pids: tuple[int, ...]) -> int:
     """List the patches of a process."""

@@ -292,7 +292,9 @@ class Patch:
         "dynamic",
         "enabled",
         "forced",
+        "given_up",
         "immediate",
+        "lenient",
         "name",
         "objects",
         "replace",
@@ -324,6 +326,9 @@ class Patch:
         self.states = tuple(states)
         self.version = version
         self.description = description
+        #: A module that comes and that the patch does not fit is loaded without it, instead of being refused. From
+        #: then on the patch is not applied to any module; this is called, and shall see to it that it is disabled.
+        self.lenient: Callable[[], object] | None = None
         self._init()
 
     def init(self) -> None:
@@ -336,6 +341,7 @@ class Patch:
         self.dynamic: list[Object] = []  # for modules that only the patches being replaced touch
         self.enabled = False  # the goal: true as soon as an enabling transition started
         self.forced = False  # a forced transition took it away: it can never be unloaded
+        self.given_up = False  # it is lenient, and a module has been loaded without it
 
     def all_objects(self) -> list[Object]:
         """The author's objects, and those that an atomic replace has added."""

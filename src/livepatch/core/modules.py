@@ -9,7 +9,8 @@ there will be, callbacks run before the body all the same, and the functions are
 object whose callbacks need what the body defines waits for that.
 
 A patch that does not fit refuses the module: the import fails, nothing of the module stays, and what older patches had
-done to it is taken back.
+done to it is taken back. One that is lenient gives up instead: it is applied to no module any more, and whoever made
+it so disables it.
 
 Going. Python never unloads a module: `unload_module`, deletion from `sys.modules` and `importlib.reload` count as
 that. The functions that somebody still holds get their original code back, at once and without a transition: in the
@@ -27,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from . import caches, callbacks, cpython, lists, log, objects, originals, redirect
 from .carriers import functions_of
@@ -41,6 +42,8 @@ from .trampoline import replace_constants
 
 #: Modules whose bodies run under a loader of ours, by name; `_arrive` is called for each.
 _loading: dict[str, list[Redirection]] = {}
+#: Modules that are about to be found by a finder which enables patches first, and asks ours for them then.
+sought: set[str] = set()
 #: What a refused reload leaves in sys.modules for the import system to find; see `_refuse_reload`.
 _REFUSED = "livepatch: refused "
 
@@ -90,12 +93,17 @@ class _Constants:
                 self.find(obj.module, func.old_name, func.old_sympos, obj.kernel_name)
 
 
+def _hoping(name: str) -> list[tuple[Patch, Object]]:
+    """The objects for a module, of patches that have not given up."""
+    return [(patch, obj) for patch, obj in lists.objects_named(name) if not patch.given_up or obj.module is not None]
+
+
 def _come(module: ModuleType, name: str, code: CodeType | None, *, ours: bool) -> CodeType | None:
     """Apply the patches before the body runs. Returns the code to execute if it is `ours` to do that."""
     with lists.mutex.held():
         _purge_refused()
         _loading[name] = []
-        waiting = [(patch, obj) for patch, obj in lists.objects_named(name) if obj.module is None]
+        waiting = [(patch, obj) for patch, obj in _hoping(name) if obj.module is None]
         if code is None:
             return None
         symbols = _Constants(code)
@@ -123,7 +131,7 @@ def _arrive(module: ModuleType, name: str) -> None:
                 obj.entry = entry
         try:
             _adopt(_loading.pop(name, []))
-            for patch, obj in lists.objects_named(name):
+            for patch, obj in _hoping(name):
                 if obj.module is None:
                     obj.module, obj.entry = body, entry
                     _apply(patch, obj, Tables([body]))
@@ -178,6 +186,7 @@ def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: 
     except BaseException as error:
         obj.forget_module()
         _refuse(patch, name, error)
+        return
     if transition is None:
         callbacks.post_patch(obj)
 
@@ -189,6 +198,8 @@ def _keep_promise(patch: Patch, obj: Object) -> None:
         init_object(obj, Tables([obj.module]), _replaced(patch))
         _redirect(patch, obj, Tables([obj.module]), promise=False)
     except BaseException as error:
+        if patch.lenient is not None and isinstance(error, Exception):
+            _go(patch, obj)
         _refuse(patch, str(obj.name), error)
 
 
@@ -211,7 +222,12 @@ def _redirect(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promis
         transition.renew(objects.suspendable(patch))
 
 
-def _refuse(patch: Patch, name: str, error: BaseException) -> NoReturn:
+def _refuse(patch: Patch, name: str, error: BaseException) -> None:
+    if patch.lenient is not None and isinstance(error, Exception):
+        log.warning(f"patch '{patch.name}' failed for module '{name}', which is loaded without it: {error}")
+        patch.given_up = True
+        patch.lenient()
+        return
     log.warning(f"patch '{patch.name}' failed for module '{name}', refusing to load module '{name}'")
     _revert(name)
     if not isinstance(error, Exception):
@@ -451,7 +467,7 @@ def await_absent(patch: Patch) -> None:
     """
     for obj in patch.objects:
         name = obj.name
-        if name is None or obj.module is not None or name in _loading:
+        if name is None or obj.module is not None or name in _loading or name in sought:
             continue
         deadline = originals.monotonic() + 1.0
         while name not in sys.modules and cpython.importing(name) and originals.monotonic() < deadline:
@@ -501,18 +517,18 @@ class Finder:
         return None
 
 
-_finder = Finder()
+finder = Finder()
 
 
 def await_modules() -> None:
     """Modules matter as long as a patch is listed."""
-    if lists.listed and sys.meta_path[:1] != [_finder]:
+    if lists.listed and sys.meta_path[:1] != [finder]:
         _stop()
-        sys.meta_path.insert(0, _finder)
+        sys.meta_path.insert(0, finder)
     elif not lists.listed:
         _stop()
 
 
 def _stop() -> None:
-    if _finder in sys.meta_path:
-        sys.meta_path.remove(_finder)
+    if finder in sys.meta_path:
+        sys.meta_path.remove(finder)

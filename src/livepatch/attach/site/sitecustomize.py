@@ -11,7 +11,8 @@ The interpreter imports `sitecustomize` before the program, finds this one first
 
 Every Python that the command happens to start reads this file, 2.7 too: hence the old syntax. One that
 livepatch does not support runs on as if nothing had been here (`sys.exception` came with 3.11). Whatever
-else goes wrong with the agent is one line on stderr and never the program's problem.
+else goes wrong with the agent is one line on stderr and never the program's problem; unless strict mode says that
+it must not start because of a patch that is installed (`livepatch/agent/startup.py`).
 """
 
 # mypy: ignore-errors
@@ -41,8 +42,13 @@ if hasattr(sys, "exception") and sys.implementation.name == "cpython":
     try:
         _start_agent()
     except Exception as _error:
-        for _name in [name for name in sys.modules if name.partition(".")[0] == "livepatch"]:
-            del sys.modules[_name]
+        if not hasattr(sys.modules.get("livepatch"), "start_agent"):  # it is there in part, or not at all
+            for _name in [name for name in sys.modules if name.partition(".")[0] == "livepatch"]:
+                del sys.modules[_name]
+        if type(_error).__name__ == "StartRefused":
+            sys.stderr.write("livepatch: %s\n" % _error)  # noqa: UP031
+            sys.stderr.flush()
+            os._exit(78)  # EX_CONFIG; an exception here would only be printed
         sys.stderr.write("livepatch: the agent was not started in process %d: %s\n" % (os.getpid(), _error))  # noqa: UP031
 
 _self = sys.modules.pop("sitecustomize", None)  # 2.7 would clear these names if nothing kept the module
