@@ -23,17 +23,40 @@ from livepatch.core.model import LivepatchError, Patch
 
 _MODULES = "__livepatch__."
 
+#: Modules are just being imported that a load needs.
+importing = False
+#: The files of loaded patches, each with its name, so that what was taken back can be loaded again.
+files: dict[str, tuple[str, bytes]] = {}
+
 
 def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
     """The patch that a file holds, ready to be enabled or (`dry`) to be checked.
 
     Raises LivepatchError with the sentence that says why it is none, or does not fit this process.
     """
-    from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
+    _import_archive()
+    from livepatch.archive import fit, format
 
     if _is_archive(data, file):
         return fit.bind(format.read(data), dry=dry)
     return _execute(data, os.path.splitext(os.path.basename(file))[0])
+
+
+def _import_archive() -> None:
+    """Now, and not at the start: it is half of the agent's memory, and most agents never load anything.
+
+    A child that is forked in the middle of an import can never finish it, neither of these modules nor of those that
+    they import, which may be the program's as well. So forks wait for this, see `Agent.pause`.
+    """
+    global importing
+    importing = True
+    try:
+        import livepatch.archive.byhand
+        import livepatch.archive.fit
+        import livepatch.archive.format
+        import livepatch.archive.survey  # noqa: F401
+    finally:
+        importing = False
 
 
 def survey(data: bytes, file: str) -> dict[str, Any]:
@@ -41,6 +64,7 @@ def survey(data: bytes, file: str) -> dict[str, Any]:
 
     Raises LivepatchError with the sentence that says why it is no archive.
     """
+    _import_archive()
     if not _is_archive(data, file):
         return {"releases": [], "modules": []}
     from livepatch.archive import format
@@ -65,6 +89,8 @@ def _is_archive(data: bytes, file: str) -> bool:
 def forget_unloaded() -> None:
     """Drop what is left of patches that are no longer loaded: modules of hand-written ones, additions of archives."""
     loaded = {patch.name for patch in registry.loaded()}
+    for name in files.keys() - loaded:
+        del files[name]
     fit = sys.modules.get("livepatch.archive.fit")
     if fit is not None:
         fit.forget_unloaded(loaded)

@@ -31,11 +31,11 @@ def progress() -> Iterator[Show]:
 
 
 def _lines() -> Show:
-    last, said = "", time.monotonic()
+    last, said, tasks = "", time.monotonic(), _Tasks()
 
     def show(transaction: Transaction, blocking: dict[Member, list[dict[str, Any]]]) -> None:
         nonlocal last, said
-        total, left = _tasks(transaction)
+        total, left = tasks.count(transaction)
         line = f"{_doing(transaction)}: {left} of {total} tasks left{_slowest(blocking)}"
         if line != last and time.monotonic() - said >= 1.0:
             last, said = line, time.monotonic()
@@ -51,11 +51,12 @@ class _Bar:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
+        self._tasks = _Tasks()
         self._progress: Any = None
         self._task: Any = None
 
     def show(self, transaction: Transaction, blocking: dict[Member, list[dict[str, Any]]]) -> None:
-        total, left = _tasks(transaction)
+        total, left = self._tasks.count(transaction)
         if self._progress is None:
             if time.monotonic() - self._begun < self.PATIENCE:
                 return
@@ -78,7 +79,7 @@ class _Bar:
 
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=40 if transaction.alone else 20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[waits]}", markup=False),
@@ -89,10 +90,19 @@ class _Bar:
         self._progress.start()
 
 
-def _tasks(transaction: Transaction) -> tuple[int, int]:
-    """All tasks of the processes in transition, and those that have not moved."""
-    states = [member.state for member in transaction.moving() if member.state]
-    return sum(state["total"] for state in states), sum(state["left"] for state in states)
+class _Tasks:
+    """All tasks that were to move, also in processes that are done, and those that have not."""
+
+    def __init__(self) -> None:
+        self._totals: dict[Member, int] = {}
+
+    def count(self, transaction: Transaction) -> tuple[int, int]:
+        left = 0
+        for member in transaction.moving():
+            if member.state is not None:
+                self._totals[member] = max(member.state["total"], self._totals.get(member, 0))
+                left += member.state["left"]
+        return sum(self._totals.values()), left
 
 
 def _doing(transaction: Transaction) -> str:

@@ -217,6 +217,10 @@ class Settling:
         elif member.in_transition:
             output.warn(f"{self._of(member)}It is going back, but {_left(member)} have not yet; {shows}.")
             self._name_blockers(member)
+        elif self.transaction.operation.loads:
+            output.warn(
+                f"{self._of(member)}Nothing of '{name}' is left, but what it replaced is not back: {member.error}"
+            )
         else:
             why = f" ({member.error})" if member.error is not None else ""
             output.warn(f"{self._of(member)}'{name}' stays {_settled(member)}{why}.")

@@ -51,7 +51,8 @@ class Member:
 
     `state` is the agent's last word on the patch, None if the patch is not loaded there. `silent` says that the agent
     has not answered the last question yet. `born` processes were not there when the transaction began. `before` are all
-    patches of the process when it was reached, `checked` what it said of the file, `begun` that it was told to begin.
+    patches of the process when it was reached, `checked` what it said of the file, `begun` that it was told to begin,
+    `settled` when it was first seen to have got there, in seconds since the system was started.
     """
 
     def __init__(self, found: Found, *, born: bool = False) -> None:
@@ -62,6 +63,7 @@ class Member:
         self.before: list[State] = []
         self.checked: State = {}
         self.begun = False
+        self.settled: float | None = None
         self.outcome = Outcome.PENDING
         self.error: LivepatchError | None = None
         self.silent = False
@@ -109,8 +111,10 @@ class Member:
     def reach(self, connect: Callable[[int], Client], *, wait: bool) -> bool:
         """Connect to its agent. False if it has none yet because it was only just started; with `wait`, wait for that.
 
-        Raises what `connect` raises.
+        Raises what `connect` raises, and at once if it is stopped.
         """
+        if _is_stopped(self.pid):
+            raise _stopped(self.pid)
         while True:
             try:
                 self.client = Client(self.pid)

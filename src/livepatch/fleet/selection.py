@@ -23,6 +23,7 @@ from livepatch.core.model import LivepatchError
 
 #: Of every process its parent, and when it was started, in ticks since the system was.
 _Stats = dict[int, tuple[int, int]]
+_TICKS = os.sysconf("SC_CLK_TCK")  # in a second
 #: How multiprocessing starts the process that removes what others have left behind. It runs nobody's code.
 _COUNTER = "from multiprocessing.resource_tracker import main"
 
@@ -48,7 +49,11 @@ class Found:
 
     def age(self) -> float:
         """For how many seconds it has been there."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started / _TICKS
+
+    def born_after(self, when: float) -> bool:
+        """Whether it was certainly not there yet, so many seconds after the system was started."""
+        return (self.started - 1) / _TICKS > when
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ finds nobody. What a process forks after that comes from a patched process. What
 A worker is there for a while before it has imported what the patch changes. If its parent has other children that have,
 it is waited for; else it is none of our business, as the process of gunicorn is that imports no application.
 
+Where processes are spawned all the time, and each begins from nothing, there is no end of that: then the time runs out.
+
 **The way back** is the agent's: reverse what is in transition, disable what has completed. What a cumulative patch has
 replaced, and what has been disabled completely, is loaded again from the file that it came from.
 """
@@ -19,6 +21,7 @@ replaced, and what has been disabled completely, is loaded again from the file t
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +35,8 @@ from .selection import Found, Selection
 
 #: Seconds that all processes get to say how far they are; who has not said it is asked again.
 _POLL = 2.0
+#: Seconds that a patch gets to take effect again in a process; it goes on by itself after that.
+_AGAIN = 5.0
 
 Connect = Callable[[int], Client]
 
@@ -75,6 +80,8 @@ class Transaction:
         self.enabled = operation.enabled  # the goal, which the way back inverts
         self.members: list[Member] = []
         self.returning = False
+        self._concluded = False
+        self._unrestored: list[Member] = []
         self._connect = connect
         self._known: set[tuple[int, int]] = set()
         self._parents: set[int] = set()  # of processes that the patch is for
@@ -236,18 +243,32 @@ class Transaction:
         return [member for member in self.members if member.outcome is Outcome.REFUSED]
 
     def conclude(self) -> None:
-        """All that could be done is done: say of every process what became of it, and unload what was brought back."""
+        """All that could be done is done: note of every process what became of it. On the way back this also unloads
+        what was brought, and loads again what is missing.
+        """
+        if self._concluded:
+            return
+        self._concluded = True
         if self.returning and self.operation.loads:
-            self.unload([member for member in self.disabled() if member.outcome is not Outcome.REVERSED])
+            self.unload(self.disabled())
+        if self.returning:
+            self._restore()
         for member in self.members:
             if member.state is not None:
-                settled = member.state["enabled"] == self.enabled and not member.in_transition and not member.silent
+                settled = self._is_settled(member)
                 good = Outcome.REVERSED if self.returning else Outcome.DONE
                 member.outcome = good if settled else Outcome.LEFT
             elif _is_young(member) and member.client is not None:
                 member.outcome = Outcome.UNCONCERNED
             elif member.outcome is Outcome.PENDING:
                 member.outcome = Outcome.LEFT if member.silent else Outcome.UNTOUCHED
+
+    def _is_settled(self, member: Member) -> bool:
+        """It is as it is to be, or, on the way back, as it was."""
+        if member.state is None or member.in_transition or member.silent or member in self._unrestored:
+            return False
+        again = member.state["name"] != self.name  # what was replaced is loaded again
+        return bool(member.state["enabled"] == (True if again else self.enabled))
 
     def unload(self, members: list[Member]) -> list[Member]:
         """Forget the disabled patch in these; those that refuse that, with their error."""
@@ -277,6 +298,8 @@ class Transaction:
         """Bring back whatever has begun, in every process."""
         self.returning = True
         self.enabled = not self.enabled
+        for member in self.members:
+            member.settled = None
         self._write([m for m in self.members if m.silent or (m.state and m.state["enabled"] != self.enabled)])
 
     def force(self) -> None:
@@ -361,8 +384,10 @@ class Transaction:
 
     def _adopt(self) -> None:
         """Take in who was born since the last look."""
+        self._note_settled()
+        parents = {member.pid: member for member in self.members}
         for found in self.selection.find():
-            if found.key not in self._known:
+            if found.key not in self._known and not _inherits(found, parents.get(found.parent)):
                 self._add(found, born=True)
         for member in [member for member in self.members if _is_young(member)]:
             try:
@@ -371,6 +396,11 @@ class Transaction:
                 member.refuse(error)
             if member.outcome is Outcome.ENDED:  # most are there for a moment only: nothing to tell of
                 self.members.remove(member)
+
+    def _note_settled(self) -> None:
+        for member in self.members:
+            if member.settled is None and member.outcome is Outcome.PENDING and self._is_settled(member):
+                member.settled = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _join(self, member: Member) -> None:
         if member.client is None and not member.reach(self._connect, wait=False):
@@ -395,6 +425,69 @@ class Transaction:
             self._start([member])
         elif member.outcome is Outcome.PENDING and not self._is_expected(member):
             member.outcome = Outcome.UNCONCERNED
+
+    # -- what cannot be reversed -------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        """Load again what is gone for good: what was disabled, or replaced, before the others turned out not to be."""
+        for member in self.members:
+            if member.state is None or member.in_transition or member.silent:
+                continue
+            try:
+                for name in self._missing(member):
+                    member.state = _load_again(member.connected, name)
+            except LivepatchError as error:
+                member.error = error
+                self._unrestored.append(member)
+                if not alive(member.pid):
+                    member.end()
+
+    def _missing(self, member: Member) -> list[str]:
+        """The patches to load again, oldest first. Raises LivepatchError if one would come to lie before newer ones."""
+        assert member.state is not None
+        if self.operation.loads:
+            if not member.state["replace"]:
+                return []
+            now = {patch["name"] for patch in member.connected.call("list") if not patch["enabled"]}
+            return [patch["name"] for patch in self._enabled_before(member) if patch["name"] in now]
+        if member.state["enabled"] or not self.enabled:
+            return []
+        order = [patch["name"] for patch in self._enabled_before(member)]
+        if order and self.name in order and order[-1] != self.name:
+            raise LivepatchError(
+                errno.EBUSY, f"newer patches lie in front of it, so it is not loaded again; '{order[-1]}' is the last"
+            )
+        return [self.name]
+
+    def _enabled_before(self, member: Member) -> list[State]:
+        """The patches that were enabled before it began, oldest first; of one that was born since, its parent's."""
+        parents = [other for other in self.members if other.pid == member.found.parent and not other.born]
+        before = parents[0].before if member.born and parents else member.before
+        return sorted((patch for patch in before if patch["enabled"]), key=lambda patch: int(patch["stack_order"]))
+
+
+def _load_again(client: Client, name: str) -> State:
+    """Load a disabled patch from the file that it came from, and wait for that; its state."""
+    content = client.call("file", name=name)
+    client.call("unload", name=name)
+    state: State = client.call("load", timeout=LOAD_TIMEOUT, **content)
+    deadline = time.monotonic() + _AGAIN
+    while state["transition"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+        state = client.call("status", name=name)
+    return state
+
+
+def _inherits(found: Found, parent: Member | None) -> bool:
+    """It was forked from one that was done by then, and has become nothing else since: it needs no look. Some servers
+    fork all the time, and whoever waited for each of those would never be done.
+    """
+    return (
+        parent is not None
+        and parent.settled is not None
+        and found.born_after(parent.settled)
+        and found.process.command == parent.found.process.command
+    )
 
 
 def _is_young(member: Member) -> bool:
