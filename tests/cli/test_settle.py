@@ -186,7 +186,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"
 
 
 def test_a_bar_shows_how_far_it_is(lp, occupied, patch):
-    drawn, status = on_terminal("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 1.5)
+    drawn, status = on_terminal("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 5)
     assert status == 3
     assert re.search(r"patching 'fix' .* 1/2 .* waiting for thread worker in slow \(", drawn)
     assert "It was taken back: nothing of 'fix' is patched." in drawn

@@ -200,6 +200,7 @@ POOL = """
         time.sleep(0.01)
         return os.getpid(), work.edge(), work.answer()
     def main(method):
+        multiprocessing.set_forkserver_preload(["work"])
         with multiprocessing.get_context(method).Pool(3, maxtasksperchild=20) as pool:
             while True:
                 say(json.dumps(pool.map(job, range(12), chunksize=1)))
@@ -233,6 +234,7 @@ def test_a_pool_whose_workers_come_and_go(method, tmp_path):
         listener = threading.Thread(target=listen)
         listener.start()
         try:
+            after(0)
             for _ in range(2):
                 for words, version in (("load", "new"), ("disable", "old")):
                     what = [words, str(patch)] if words == "load" else [words, "built", "--unload"]

@@ -337,7 +337,7 @@ def test_a_bar_for_all(lp, services, patch):
 
     targets = services(2)
     occupy(targets[0])
-    drawn, status = on_terminal("load", patch("fix", "slow"), *pids(targets), "--timeout", 1.5)
+    drawn, status = on_terminal("load", patch("fix", "slow"), *pids(targets), "--timeout", 5)
     assert status == 3
     assert re.search(r"patching 'fix' in 2 processes, 1 not done .* waiting for thread worker in slow \(", drawn)
 

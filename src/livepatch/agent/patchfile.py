@@ -15,6 +15,8 @@ import errno
 import linecache
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +25,8 @@ from livepatch.core.model import LivepatchError, Patch
 
 _MODULES = "__livepatch__."
 
-#: Modules are just being imported that a load needs.
-importing = False
+#: An archive is just being read, which imports modules.
+reading = False
 #: The files of loaded patches, each with its name, so that what was taken back can be loaded again.
 files: dict[str, tuple[str, bytes]] = {}
 
@@ -34,29 +36,25 @@ def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
 
     Raises LivepatchError with the sentence that says why it is none, or does not fit this process.
     """
-    _import_archive()
-    from livepatch.archive import fit, format
+    if not _is_archive(data, file):
+        return _execute(data, os.path.splitext(os.path.basename(file))[0])
+    with _forks_wait():
+        from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
 
-    if _is_archive(data, file):
         return fit.bind(format.read(data), dry=dry)
-    return _execute(data, os.path.splitext(os.path.basename(file))[0])
 
 
-def _import_archive() -> None:
-    """Now, and not at the start: it is half of the agent's memory, and most agents never load anything.
-
-    A child that is forked in the middle of an import can never finish it, neither of these modules nor of those that
-    they import, which may be the program's as well. So forks wait for this, see `Agent.pause`.
+@contextmanager
+def _forks_wait() -> Iterator[None]:
+    """A child that is forked in the middle of an import can never finish it, neither of the archive's modules nor of
+    those that they import, which may be the program's as well. So forks wait, see `Agent.pause`.
     """
-    global importing
-    importing = True
+    global reading
+    reading = True
     try:
-        import livepatch.archive.byhand
-        import livepatch.archive.fit
-        import livepatch.archive.format
-        import livepatch.archive.survey  # noqa: F401
+        yield
     finally:
-        importing = False
+        reading = False
 
 
 def survey(data: bytes, file: str) -> dict[str, Any]:
@@ -64,13 +62,13 @@ def survey(data: bytes, file: str) -> dict[str, Any]:
 
     Raises LivepatchError with the sentence that says why it is no archive.
     """
-    _import_archive()
     if not _is_archive(data, file):
         return {"releases": [], "modules": []}
-    from livepatch.archive import format
-    from livepatch.archive.survey import survey
+    with _forks_wait():
+        from livepatch.archive import format
+        from livepatch.archive.survey import survey
 
-    return survey(format.read(data))
+        return survey(format.read(data))
 
 
 def by_hand(data: bytes, file: str) -> bytes:

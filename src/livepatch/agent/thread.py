@@ -49,7 +49,7 @@ from . import methods, patchfile, places, poll, rpc, server
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
-#: The same while it imports what a load needs: nobody could import that in the child.
+#: The same while it reads an archive, and imports what that needs: nobody could import that in the child.
 _IMPORT_PATIENCE = 5.0
 #: Seconds after a fork until the child opens its socket.
 _CHILDHOOD = 0.03
@@ -194,7 +194,7 @@ class Agent:
         deadline = originals.monotonic() + _FORK_PATIENCE
         while self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}"):
             late = originals.monotonic() - deadline
-            if late > (_IMPORT_PATIENCE if patchfile.importing else 0.0):
+            if late > (_IMPORT_PATIENCE if patchfile.reading else 0.0):
                 return
             originals.sleep(0.0001)
 

@@ -9,8 +9,8 @@ transition; one that was forked before, or was spawned and begins from nothing, 
 has begun, the selection is looked at once more, and once more after whoever was found then has begun, until a look
 finds nobody. What a process forks after that comes from a patched process. What is spawned after that is not caught.
 
-A worker is there for a while before it has imported what the patch changes. If its parent has other children that have,
-it is waited for; else it is none of our business, as the process of gunicorn is that imports no application.
+A worker is there for a while before it has imported what the patch changes. If its parent has, or other children of
+that, it is waited for; else it is none of our business, as the process of gunicorn is that imports no application.
 
 Where processes are spawned all the time, and each begins from nothing, there is no end of that: then the time runs out.
 
@@ -30,13 +30,14 @@ from livepatch.attach.client import ANSWER_TIMEOUT, LOAD_TIMEOUT, Client
 from livepatch.attach.processes import NoAccess, alive
 from livepatch.core.model import LivepatchError
 
+from . import restore
 from .members import CHILDHOOD, Member, Outcome, State, together
 from .selection import Found, Selection
 
 #: Seconds that all processes get to say how far they are; who has not said it is asked again.
 _POLL = 2.0
-#: Seconds that a patch gets to take effect again in a process; it goes on by itself after that.
-_AGAIN = 5.0
+#: Seconds that a worker may need until it has imported the application.
+_IMPORTS = 20.0
 
 Connect = Callable[[int], Client]
 
@@ -84,7 +85,7 @@ class Transaction:
         self._unrestored: list[Member] = []
         self._connect = connect
         self._known: set[tuple[int, int]] = set()
-        self._parents: set[int] = set()  # of processes that the patch is for
+        self._parents: set[int] = set()  # processes that the patch is for, and their parents
 
     def __enter__(self) -> Transaction:
         return self
@@ -252,7 +253,8 @@ class Transaction:
         if self.returning and self.operation.loads:
             self.unload(self.disabled())
         if self.returning:
-            self._restore()
+            for member in self.members:
+                self._restore(member)
         for member in self.members:
             if member.state is not None:
                 settled = self._is_settled(member)
@@ -263,6 +265,23 @@ class Transaction:
             elif member.outcome is Outcome.PENDING:
                 member.outcome = Outcome.LEFT if member.silent else Outcome.UNTOUCHED
 
+    def _restore(self, member: Member) -> None:
+        """What cannot be reversed is loaded again; `restore.py` says what that is."""
+        if member.state is None or member.in_transition or member.silent:
+            return
+        parents = [other for other in self.members if other.pid == member.found.parent and not other.born]
+        before = parents[0].before if member.born and parents else member.before
+        try:
+            if self.operation.loads and member.state["replace"]:
+                restore.replaced_again(member, before)
+            elif self.enabled and not member.state["enabled"]:
+                restore.disabled_again(member, self.name, before)
+        except LivepatchError as error:
+            member.error = error
+            self._unrestored.append(member)
+            if not alive(member.pid):
+                member.end()
+
     def _is_settled(self, member: Member) -> bool:
         """It is as it is to be, or, on the way back, as it was."""
         if member.state is None or member.in_transition or member.silent or member in self._unrestored:
@@ -271,13 +290,31 @@ class Transaction:
         return bool(member.state["enabled"] == (True if again else self.enabled))
 
     def unload(self, members: list[Member]) -> list[Member]:
-        """Forget the disabled patch in these; those that refuse that, with their error."""
+        """Forget the disabled patch in these, and in who was forked from them before that; those that refuse it, with
+        their error.
+        """
         refused = []
         for member, answer in together(members, "unload", timeout=ANSWER_TIMEOUT, name=self.name).items():
-            if isinstance(answer, LivepatchError):
+            if isinstance(answer, LivepatchError) and member.outcome is not Outcome.ENDED:
                 member.error = answer
                 refused.append(member)
+        if self.selection.grows:
+            self._unload_forks()
         return refused
+
+    def _unload_forks(self) -> None:
+        for found in self.selection.find():
+            if found.key not in self._known:
+                fork = Member(found)
+                try:
+                    fork.reach(self._connect, wait=True)
+                    patch = _named(fork.before, self.name)
+                    if patch is not None and not patch["enabled"] and not patch["transition"]:
+                        fork.connected.call("unload", name=self.name)
+                except LivepatchError:
+                    pass  # it has ended, or was spawned and has nothing of ours
+                finally:
+                    fork.close()
 
     def disabled(self) -> list[Member]:
         """Those in which the patch is disabled, and all tasks out of it."""
@@ -337,7 +374,7 @@ class Transaction:
             member.checked = found if isinstance(found, dict) else {}
             if error is None:
                 self.operation.name = member.checked["name"]
-                self._parents.add(member.found.parent)
+                self._parents |= {member.found.parent, member.pid}
             elif member.outcome is not Outcome.ENDED:
                 member.error = error
                 if member.found.named or not has_none_of_it(found):
@@ -349,8 +386,8 @@ class Transaction:
                 member.outcome, member.born = Outcome.PENDING, True
 
     def _is_expected(self, member: Member) -> bool:
-        """Its parent has other children that the patch is for."""
-        return member.found.parent in self._parents
+        """The patch is for its parent, or other children of that, so that it will likely import the same."""
+        return member.found.parent in self._parents and member.found.age() < _IMPORTS
 
     def _start(self, members: list[Member]) -> None:
         for member in members:
@@ -425,57 +462,6 @@ class Transaction:
             self._start([member])
         elif member.outcome is Outcome.PENDING and not self._is_expected(member):
             member.outcome = Outcome.UNCONCERNED
-
-    # -- what cannot be reversed -------------------------------------------------------------------
-
-    def _restore(self) -> None:
-        """Load again what is gone for good: what was disabled, or replaced, before the others turned out not to be."""
-        for member in self.members:
-            if member.state is None or member.in_transition or member.silent:
-                continue
-            try:
-                for name in self._missing(member):
-                    member.state = _load_again(member.connected, name)
-            except LivepatchError as error:
-                member.error = error
-                self._unrestored.append(member)
-                if not alive(member.pid):
-                    member.end()
-
-    def _missing(self, member: Member) -> list[str]:
-        """The patches to load again, oldest first. Raises LivepatchError if one would come to lie before newer ones."""
-        assert member.state is not None
-        if self.operation.loads:
-            if not member.state["replace"]:
-                return []
-            now = {patch["name"] for patch in member.connected.call("list") if not patch["enabled"]}
-            return [patch["name"] for patch in self._enabled_before(member) if patch["name"] in now]
-        if member.state["enabled"] or not self.enabled:
-            return []
-        order = [patch["name"] for patch in self._enabled_before(member)]
-        if order and self.name in order and order[-1] != self.name:
-            raise LivepatchError(
-                errno.EBUSY, f"newer patches lie in front of it, so it is not loaded again; '{order[-1]}' is the last"
-            )
-        return [self.name]
-
-    def _enabled_before(self, member: Member) -> list[State]:
-        """The patches that were enabled before it began, oldest first; of one that was born since, its parent's."""
-        parents = [other for other in self.members if other.pid == member.found.parent and not other.born]
-        before = parents[0].before if member.born and parents else member.before
-        return sorted((patch for patch in before if patch["enabled"]), key=lambda patch: int(patch["stack_order"]))
-
-
-def _load_again(client: Client, name: str) -> State:
-    """Load a disabled patch from the file that it came from, and wait for that; its state."""
-    content = client.call("file", name=name)
-    client.call("unload", name=name)
-    state: State = client.call("load", timeout=LOAD_TIMEOUT, **content)
-    deadline = time.monotonic() + _AGAIN
-    while state["transition"] and time.monotonic() < deadline:
-        time.sleep(0.01)
-        state = client.call("status", name=name)
-    return state
 
 
 def _inherits(found: Found, parent: Member | None) -> bool:
