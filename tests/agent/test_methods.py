@@ -3,9 +3,10 @@
 import base64
 import errno
 import os
+import signal
 
 import pytest
-from tests.agent.targets import Line, Target
+from tests.agent.targets import Line, Target, eventually
 
 SERVICE = """
     import livepatch as lp
@@ -255,3 +256,60 @@ def test_a_follower_that_leaves_is_forgotten(target, line):
         follower.call("subscribe")
     send(line, "load", ANSWER)
     assert line.call("list")["result"][0]["enabled"]
+
+
+READING = """
+    import os, time
+    import livepatch as lp
+    from livepatch.archive import format
+    point = "before"
+    def read(data):
+        global point
+        point = "in the middle"
+        say("reading")
+        time.sleep(1)
+        point = "after"
+        raise lp.LivepatchError(22, "no archive.")
+    format.read = read
+    say(lp.start_agent())
+    hear()
+    pid = os.fork()
+    if pid == 0:
+        say(point)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    hear()
+"""
+
+
+def test_a_fork_waits_while_an_archive_is_read():
+    """Modules are imported for that, and who is forked in the middle of an import can never have that module."""
+    with Target(READING) as target, Line(target.hear()) as line:
+        data = base64.b64encode(b"PK").decode()
+        line.send({"jsonrpc": "2.0", "id": 1, "method": "load", "params": {"file": "a.livepatch", "data": data}})
+        assert target.hear() == "reading"
+        target.say("fork")
+        assert target.hear() == "after"
+
+
+def test_what_was_asked_is_done_although_who_asked_has_gone(target):
+    """All of it, in its order: a process that was stopped meanwhile is told to load, and then to go back."""
+    path = target.hear()
+    target.signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, target.pid, os.WSTOPPED)
+    with Line(path) as gone:
+        data = base64.b64encode(ANSWER.encode()).decode()
+        load = {"method": "load", "params": {"file": "fix.py", "data": data}}
+        back = {"method": "write_enabled", "params": {"name": "fix", "value": "0"}}
+        for number, request in enumerate((load, {"method": "tasks"}, back)):
+            gone.send({"jsonrpc": "2.0", "id": number, **request})
+    target.signal(signal.SIGCONT)
+    with Line(path) as line:
+        eventually(lambda: [p["enabled"] for p in line.call("list")["result"]] == [False])
+        log = line.call("dmesg")["result"]
+        assert "livepatch: enabling patch 'fix'" in log
+        assert "livepatch: 'fix': unpatching complete" in log
+        sent = line.call("file", name="fix")["result"]
+        assert (sent["file"], base64.b64decode(sent["data"])) == ("fix.py", ANSWER.encode())
+        line.call("unload", name="fix")
+        assert refusal(line.call("file", name="fix"))[0] == "ENOENT"

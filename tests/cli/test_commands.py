@@ -45,11 +45,15 @@ def test_a_wrong_command_line_is_usage(lp, line):
     assert "Error: " in done.err
 
 
-@pytest.mark.parametrize("line", ["load {patch}", "disable x", "enable x", "force x", "unload x"])
-def test_one_process_at_a_time_for_now(lp, patch, line):
-    done = lp(*line.format(patch=patch("fix", "answer")).split(), "--pid", 1, "--pid", 2)
+@pytest.mark.parametrize("line", ["load {patch}", "disable x", "enable x", "force x", "unload x", "list", "tasks"])
+def test_who_is_meant_must_be_said(lp, patch, line):
+    line = line.format(patch=patch("fix", "answer")).split()
+    done = lp(*line)
     assert done.status == 2
-    assert "one process at a time for now" in done.err
+    assert "Say which process: --pid N, --tree N or --name TEXT." in done.err
+    done = lp(*line, "--name", "(")
+    assert done.status == 2
+    assert "'(' is no regular expression" in done.err
 
 
 def test_from_load_to_unload(lp, service, ask, patch):

@@ -48,11 +48,19 @@ def test_a_stalled_load_is_kept(lp, occupied, patch):
 
 
 def test_a_stalled_load_is_forced(lp, occupied, patch):
-    done = lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 0.1, "--on-stall", "force")
+    done = lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 0.1, "--on-stall", "force", "--yes")
     assert done.status == 3
     assert "livepatch: The remaining tasks were forced: 'fix' is enabled" in done.err
     assert "never be unloaded" not in done.err
     assert state(lp, occupied.pid) == {"fix": (True, False)}
+
+
+def test_a_stalled_load_is_not_forced_without_being_asked(lp, occupied, patch):
+    """Nobody is at a terminal, and nobody said so beforehand: then it is not even begun."""
+    done = lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 0.1, "--on-stall", "force")
+    assert (done.status, done.out) == (1, "")
+    assert done.err == "livepatch: Force gives up consistency; say --yes if that is meant.\n"
+    assert "enabling" not in lp("dmesg", "--pid", occupied.pid).out
 
 
 def test_a_stall_for_programs(lp, occupied, patch):
@@ -106,7 +114,7 @@ def test_enable_reverses_a_running_disable(lp, held_disable):
 
 def test_a_forced_disable_cannot_be_unloaded(lp, held_disable):
     pid = ("--pid", held_disable.pid)
-    done = lp("disable", "fix", *pid, "--timeout", 0.1, "--on-stall", "force", "--unload")
+    done = lp("disable", "fix", *pid, "--timeout", 0.1, "--on-stall", "force", "--yes", "--unload")
     assert done.status == 3
     assert "'fix' can never be unloaded." in done.err
     done = lp("unload", "fix", *pid)
@@ -178,7 +186,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"
 
 
 def test_a_bar_shows_how_far_it_is(lp, occupied, patch):
-    drawn, status = on_terminal("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 1.5)
+    drawn, status = on_terminal("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 5)
     assert status == 3
     assert re.search(r"patching 'fix' .* 1/2 .* waiting for thread worker in slow \(", drawn)
     assert "It was taken back: nothing of 'fix' is patched." in drawn
@@ -198,6 +206,23 @@ def test_force_asks(lp, occupied, patch, answer, status, transition):
     assert "these tasks will run old and new code side by side. Do it?" in drawn
     assert ended == status
     assert state(lp, occupied.pid) == {"fix": (True, transition)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "state_after"),
+    [
+        (b"n\n", "It was taken back: nothing of 'fix' is patched.", {}),
+        (b"y\n", "The remaining tasks were forced: 'fix' is enabled", {"fix": (True, False)}),
+    ],
+)
+def test_force_on_a_stall_asks_when_it_comes_to_it(lp, occupied, patch, answer, said, state_after):
+    """And who does not want it then gets everything back."""
+    arguments = ("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 0.2, "--on-stall", "force")
+    drawn, status = on_terminal(*arguments, answer=answer)
+    assert "After force these tasks will run old and new code side by side. Do it?" in drawn
+    assert said in drawn
+    assert status == 3
+    assert state(lp, occupied.pid) == state_after
 
 
 # -- interrupted -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import os
 
 from livepatch.core import originals, registry
 
-from . import startup
+from . import patchfile, startup
 from .thread import Agent
 
 __all__ = ["start_agent"]
@@ -64,6 +64,7 @@ def _after_fork_in_child() -> None:
     global _agent, _first_ends
     parents, _agent = _agent, Agent()
     parents.abandon()
+    patchfile.reading = False
     _first_ends = _first_ends and originals.get_ident() not in _others
     _others.clear()
     if not _first_ends:

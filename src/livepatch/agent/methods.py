@@ -45,12 +45,23 @@ def hello(client: Connection) -> dict[str, Any]:
 def load(client: Connection, *, file: str, data: str) -> dict[str, Any]:
     """Enable the patch in a file (`data` in base64), and return its state right after the first round."""
     patchfile.forget_unloaded()
-    patch = patchfile.read(_let_in(data, file), file)
+    content = _let_in(data, file)
+    patch = patchfile.read(content, file)
     try:
         registry.enable_patch(patch)
+        patchfile.files[patch.name] = file, content
     finally:
         patchfile.forget_unloaded()
     return _status(patch.name)
+
+
+def file(client: Connection, *, name: str) -> dict[str, Any]:
+    """The file that a loaded patch came from, as `load` takes it."""
+    patchfile.forget_unloaded()
+    if name not in patchfile.files:
+        raise LivepatchError(errno.ENOENT, f"No patch '{name}' that came from a file is loaded.")
+    known, content = patchfile.files[name]
+    return {"file": known, "data": base64.b64encode(content).decode()}
 
 
 def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
@@ -179,6 +190,7 @@ def subscribe(client: Connection) -> None:
 METHODS: dict[str, Method] = {
     "hello": hello,
     "load": load,
+    "file": file,
     "check": check,
     "still": still,
     "write_enabled": write_enabled,

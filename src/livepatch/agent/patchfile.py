@@ -15,6 +15,8 @@ import errno
 import linecache
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -23,17 +25,36 @@ from livepatch.core.model import LivepatchError, Patch
 
 _MODULES = "__livepatch__."
 
+#: An archive is just being read, which imports modules.
+reading = False
+#: The files of loaded patches, each with its name, so that what was taken back can be loaded again.
+files: dict[str, tuple[str, bytes]] = {}
+
 
 def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
     """The patch that a file holds, ready to be enabled or (`dry`) to be checked.
 
     Raises LivepatchError with the sentence that says why it is none, or does not fit this process.
     """
-    from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
+    if not _is_archive(data, file):
+        return _execute(data, os.path.splitext(os.path.basename(file))[0])
+    with _forks_wait():
+        from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
 
-    if _is_archive(data, file):
         return fit.bind(format.read(data), dry=dry)
-    return _execute(data, os.path.splitext(os.path.basename(file))[0])
+
+
+@contextmanager
+def _forks_wait() -> Iterator[None]:
+    """A child that is forked in the middle of an import can never finish it, neither of the archive's modules nor of
+    those that they import, which may be the program's as well. So forks wait, see `Agent.pause`.
+    """
+    global reading
+    reading = True
+    try:
+        yield
+    finally:
+        reading = False
 
 
 def survey(data: bytes, file: str) -> dict[str, Any]:
@@ -43,10 +64,11 @@ def survey(data: bytes, file: str) -> dict[str, Any]:
     """
     if not _is_archive(data, file):
         return {"releases": [], "modules": []}
-    from livepatch.archive import format
-    from livepatch.archive.survey import survey
+    with _forks_wait():
+        from livepatch.archive import format
+        from livepatch.archive.survey import survey
 
-    return survey(format.read(data))
+        return survey(format.read(data))
 
 
 def by_hand(data: bytes, file: str) -> bytes:
@@ -65,6 +87,8 @@ def _is_archive(data: bytes, file: str) -> bool:
 def forget_unloaded() -> None:
     """Drop what is left of patches that are no longer loaded: modules of hand-written ones, additions of archives."""
     loaded = {patch.name for patch in registry.loaded()}
+    for name in files.keys() - loaded:
+        del files[name]
     fit = sys.modules.get("livepatch.archive.fit")
     if fit is not None:
         fit.forget_unloaded(loaded)

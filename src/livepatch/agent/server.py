@@ -87,10 +87,10 @@ class Connection:
                 del self.outbox[:sent]
         except BlockingIOError:
             pass
-        except OSError:
-            self.server.drop(self)
-            return
-        self.server.listen_to(self)
+        except OSError:  # it is gone; what it asked before that is carried out, until its end is read
+            self.outbox.clear()
+        if self in self.server.connections:
+            self.server.listen_to(self)
 
 
 class Server:

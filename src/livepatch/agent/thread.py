@@ -45,10 +45,12 @@ from livepatch.core.model import LivepatchError, PatchStatus
 from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
 
-from . import methods, places, poll, rpc, server, startup
+from . import methods, patchfile, places, poll, rpc, server, startup
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
+#: The same while it reads an archive, and imports what that needs: nobody could import that in the child.
+_IMPORT_PATIENCE = 5.0
 #: Seconds after a fork until the child opens its socket.
 _CHILDHOOD = 0.03
 #: Seconds between two looks whether anybody else is left, in a process whose first thread has ended.
@@ -191,7 +193,8 @@ class Agent:
         self.wake()
         deadline = originals.monotonic() + _FORK_PATIENCE
         while self._alive or os.path.exists(f"/proc/self/task/{self._idents[1]}"):
-            if originals.monotonic() > deadline:
+            late = originals.monotonic() - deadline
+            if late > (_IMPORT_PATIENCE if patchfile.reading else 0.0):
                 return
             originals.sleep(0.0001)
 

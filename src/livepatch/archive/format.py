@@ -416,7 +416,7 @@ def _object(item: Any) -> ObjectEntry:
         built[key] = tuple(_build(cls, part) for part in _list(item.get(key, []), key))
     for function in built["functions"]:
         if function.immediate and function.retired:  # it is there so that somebody waits
-            raise _broken(f"its {MANIFEST} says that {function.name!r} is immediate, and has no new version")
+            raise broken(f"its {MANIFEST} says that {function.name!r} is immediate, and has no new version")
     built["notes"] = _list(item.get("notes", []), "notes")
     return _build(ObjectEntry, built)
 

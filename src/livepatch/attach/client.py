@@ -19,7 +19,7 @@ import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from livepatch.agent.rpc import PROTOCOL
 from livepatch.archive import policy
@@ -58,6 +58,13 @@ class AgentFailure(LivepatchError):
     """The agent met an error that nobody foresaw; `traceback` is the agent's."""
 
     traceback = ""
+
+
+class Question(NamedTuple):
+    """A request that was sent, for `Client.answer`."""
+
+    number: int
+    method: str
 
 
 class Client:
@@ -106,40 +113,48 @@ class Client:
 
     def call(self, method: str, *, timeout: float = ANSWER_TIMEOUT, **params: Any) -> Any:
         """Call a method of the agent and return its result; LivepatchError carries the agent's refusal."""
+        return self.answer(self.ask(method, timeout=timeout, **params), timeout=timeout)
+
+    def ask(self, method: str, *, timeout: float = ANSWER_TIMEOUT, **params: Any) -> Question:
+        """Send a request without waiting for its answer, so that several processes work at the same time."""
         self._number += 1
         request = {"jsonrpc": "2.0", "id": self._number, "method": method, "params": params}
-        deadline = time.monotonic() + timeout
+        question = Question(self._number, method)
         try:
             self._sock.settimeout(timeout)
             self._sock.sendall(json.dumps(request).encode() + b"\n")
+        except TimeoutError:
+            self.close()  # the other end has half of a line, and must take nothing else for the rest of it
+            raise self._silent(method, timeout) from None
+        except OSError:
+            raise self._lost(method) from None
+        return question
+
+    def answer(self, question: Question, *, timeout: float = ANSWER_TIMEOUT) -> Any:
+        """The answer to what was asked. LivepatchError(ETIMEDOUT) if it does not come in time: it may be waited for
+        again, or something else be asked, and then what comes late is passed over.
+        """
+        deadline = time.monotonic() + timeout
+        try:
             while True:
                 message = self._receive(deadline)
-                if message.get("id") == self._number:
+                if message.get("id") == question.number:
                     break
                 if replies.is_event(message):
                     self._events.append(message)
         except TimeoutError:
-            raise LivepatchError(
-                errno.ETIMEDOUT,
-                f"Process {self.pid} did not answer '{method}' within {timeout:g} s; it may be stopped or busy"
-                f" in C code. `livepatch status --pid {self.pid}` tells later what became of it.",
-            ) from None
-        except (ConnectionError, BrokenPipeError):
-            raise self._lost(method) from None
+            raise self._silent(question.method, timeout) from None
+        except ConnectionError:
+            raise self._lost(question.method) from None
         if "result" in message:
-            if not replies.has_form(method, message["result"]):
+            if not replies.has_form(question.method, message["result"]):
                 raise self._garbage()
             return message["result"]
         raise self._refusal(message)
 
     def send_file(self, method: str, path: Path) -> dict[str, Any]:
-        """`load` or `check` a patch file, if the rules that hold here let it out; the agent asks its own."""
-        if path.stat().st_size > FILE_LIMIT:
-            raise LivepatchError(errno.EFBIG, f"{path} is larger than {FILE_LIMIT >> 20} MiB, too large for a patch.")
-        content = path.read_bytes()
-        policy.require(content, path.name)
-        data = base64.b64encode(content).decode()
-        result: dict[str, Any] = self.call(method, timeout=LOAD_TIMEOUT, file=path.name, data=data)
+        """`load` or `check` a patch file; the agent asks the rules that hold there."""
+        result: dict[str, Any] = self.call(method, timeout=LOAD_TIMEOUT, **as_params(path))
         return result
 
     def event(self, timeout: float) -> dict[str, Any] | None:
@@ -182,6 +197,13 @@ class Client:
         shown: dict[str, Any] = replies.visible(message)
         return shown
 
+    def _silent(self, method: str, timeout: float) -> LivepatchError:
+        return LivepatchError(
+            errno.ETIMEDOUT,
+            f"Process {self.pid} did not answer '{method}' within {timeout:g} s; it may be stopped or busy"
+            f" in C code. `livepatch status --pid {self.pid}` tells later what became of it.",
+        )
+
     def _garbage(self) -> LivepatchError:
         return LivepatchError(
             errno.EPROTO, f"What listens in process {self.pid} does not speak like a livepatch agent."
@@ -209,6 +231,15 @@ class Client:
             failure.traceback = str(data["traceback"])
             return failure
         return LivepatchError(number, sentence)
+
+
+def as_params(path: Path) -> dict[str, Any]:
+    """A patch file as the parameters of `load` and `check`, if the rules that hold here let it out."""
+    if path.stat().st_size > FILE_LIMIT:
+        raise LivepatchError(errno.EFBIG, f"{path} is larger than {FILE_LIMIT >> 20} MiB, too large for a patch.")
+    content = path.read_bytes()
+    policy.require(content, path.name)
+    return {"file": path.name, "data": base64.b64encode(content).decode()}
 
 
 def listens(process: Process) -> bool:

@@ -99,7 +99,7 @@ def examine(pid: int) -> Process:
         who = f"belongs to user {uid}" if uid != os.geteuid() else "does not let its own user look into it"
         raise NoAccess(errno.EACCES, f"Process {pid} {who}; run livepatch as that user or as root.") from None
     inner_pid = int(fields.get("NSpid", str(pid)).split()[-1])
-    return Process(pid, inner_pid, uid, executable.removesuffix(" (deleted)"), _command(pid), python)
+    return Process(pid, inner_pid, uid, executable.removesuffix(" (deleted)"), command_of(pid), python)
 
 
 def require_python(pid: int) -> Process:
@@ -159,7 +159,8 @@ def _status_fields(pid: int) -> dict[str, str] | None:
         return None
 
 
-def _command(pid: int) -> list[str]:
+def command_of(pid: int) -> list[str]:
+    """Its command line, word by word; nothing if there is no such process, or it has none."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
             words = cmdline.read().split(b"\0")[:-1]

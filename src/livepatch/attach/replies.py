@@ -42,6 +42,7 @@ _BLOCKER = {**_TASK, "stuck": bool}
 _FORMS: dict[str, Any] = {
     "hello": {"protocol": int, "version": str, "python": str, "started": (int, float)},
     "load": _PATCH,
+    "file": {"file": str, "data": str},
     "check": {},
     "still": [_BLOCKER],
     "write_enabled": _PATCH,

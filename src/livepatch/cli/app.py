@@ -11,8 +11,9 @@ import click
 
 from livepatch.attach.processes import NoAccess
 from livepatch.core.model import LivepatchError
+from livepatch.fleet.transaction import Refused
 
-from .common import INTERRUPTED, NO_PROCESS, REFUSED, USAGE, output
+from .common import INTERRUPTED, NO_PROCESS, REFUSED, USAGE, describe, output
 
 #: Where each command lives, in the order of the help.
 COMMANDS = {
@@ -83,6 +84,8 @@ def run(arguments: list[str]) -> int:
         return failed(INTERRUPTED, errno.EINTR, "Interrupted.")
     except NoAccess as error:
         return failed(NO_PROCESS, error.errno or errno.ESRCH, str(error), error)
+    except Refused as error:
+        return several(error)
     except LivepatchError as error:
         return failed(REFUSED, error.errno or errno.EINVAL, str(error), error)
     except click.ClickException as error:
@@ -109,6 +112,24 @@ def failed(status: int, number: int, sentence: str, error: BaseException | None 
         sys.stderr.write(getattr(error, "traceback", ""))
     output.fail(number, sentence)
     return status
+
+
+def several(error: Refused) -> int:
+    """The same, where some of several processes are why it did not work."""
+    for pid, reason in error.errors.items():
+        output.warn(f"process {pid}: {reason}")
+    output.warn(str(error))
+    processes = [
+        {
+            "pid": member.pid,
+            "outcome": member.outcome.value,
+            **({"error": describe(member.error.errno or errno.EINVAL, str(member.error))} if member.error else {}),
+        }
+        for member in error.members
+    ]
+    output.result({"error": describe(error.errno or errno.EINVAL, str(error)), "processes": processes})
+    gone = all(isinstance(reason, NoAccess) for reason in error.errors.values())
+    return NO_PROCESS if gone else REFUSED
 
 
 def _debugging() -> bool:

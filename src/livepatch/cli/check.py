@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from livepatch.attach.client import Client
+from livepatch.fleet.selection import Selection
+from livepatch.fleet.transaction import has_none_of_it
 
 from .common import (
     BLOCKERS,
@@ -21,10 +23,10 @@ from .common import (
     functions_of,
     json_option,
     output,
-    pid_option,
     show_walks,
     warning,
 )
+from .targets import pids_of, targets_option
 
 State = dict[str, Any]
 
@@ -36,7 +38,7 @@ _LINES = 20
 
 @click.command("check")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
-@pid_option
+@targets_option
 @click.option(
     "--watch",
     type=click.FloatRange(min=0),
@@ -46,7 +48,7 @@ _LINES = 20
     help="If tasks are in the way, see for so long which of them stay there; 0 does not wait.",
 )
 @json_option
-def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
+def check_command(file: Path, selection: Selection, watch: float) -> int:
     """Say whether a patch fits a process, what it would change, and who would stand in the way; changes
     nothing.
 
@@ -63,6 +65,9 @@ def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
 
     def look(client: Client) -> dict[str, Any]:
         found = client.send_file("check", file)
+        if has_none_of_it(found) and client.pid not in selection.pids:
+            output.say(f"Process {client.pid} has none of the modules that the patch changes, and would be left alone.")
+            return {**found, "error": None, "unconcerned": True}
         error = found.get("error")
         if error is not None:
             output.say(f"{file.name} does not fit process {client.pid}. Found there:")
@@ -80,7 +85,7 @@ def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
             output.say("No task is in the way now.")
         return {**found, "stay": _watched(client, found["blocking"], watch) if watch else []}
 
-    return each_process(pids, look, connect=connect)
+    return each_process(pids_of(selection), look, connect=connect)
 
 
 def _show(found: State) -> None:

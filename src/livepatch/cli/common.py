@@ -97,39 +97,6 @@ def json_option(command: _Command) -> _Command:
     )(command)
 
 
-def pid_option(command: _Command) -> _Command:
-    """`--pid N`, repeatable, for commands that only look."""
-    return click.option(
-        "--pid",
-        "pids",
-        type=click.IntRange(min=1),
-        multiple=True,
-        required=True,
-        metavar="N",
-        help="The process; may be repeated.",
-    )(command)
-
-
-def one_pid_option(command: _Command) -> _Command:
-    """`--pid N` for commands that change something: one process, for now."""
-
-    def only(ctx: click.Context, option: click.Parameter, pids: tuple[int, ...]) -> int:
-        if len(pids) > 1:
-            raise click.BadParameter("one process at a time for now; several will be one transaction.")
-        return pids[0]
-
-    return click.option(
-        "--pid",
-        "pid",
-        type=click.IntRange(min=1),
-        multiple=True,
-        required=True,
-        callback=only,
-        metavar="N",
-        help="The process.",
-    )(command)
-
-
 def connect(pid: int) -> Client:
     """The agent of a process, brought into it first if it was not prepared and that is possible."""
     try:
@@ -158,7 +125,7 @@ def each_process(
         try:
             with connect(pid) as client:
                 results.append({"pid": pid, **look(client)})
-            worst = max(worst, REFUSED if "error" in results[-1] else DONE)
+            worst = max(worst, REFUSED if results[-1].get("error") else DONE)
         except LivepatchError as error:
             output.warn(str(error))
             results.append({"pid": pid, "error": describe(error.errno or errno.EINVAL, str(error))})

@@ -1,29 +1,27 @@
-"""Commands that change a process."""
+"""Commands that change processes."""
 
 from __future__ import annotations
 
 import errno
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from livepatch.archive import format
-from livepatch.attach.client import Client
+from livepatch.attach.client import as_params
 from livepatch.core.model import LivepatchError
+from livepatch.fleet.members import Member, Outcome
+from livepatch.fleet.selection import Selection
+from livepatch.fleet.transaction import Operation, Transaction
 
-from .common import (
-    DONE,
-    connect,
-    json_option,
-    one_pid_option,
-    output,
-    show_walks,
-    task_rows,
-)
-from .settle import State, settle
+from .common import DONE, REFUSED, connect, json_option, output, show_walks, state_of, task_rows
+from .settle import NAMED, Confirm, Settling, consequence, never
+from .targets import targets_option
 
 _PatchFile = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+_TITLE = 60
 
 
 _timeout_option = click.option(
@@ -41,175 +39,263 @@ _on_stall_option = click.option(
     show_default=True,
     help="If not all tasks have moved by then: go back, let it go on, or move them by force (inconsistently).",
 )
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask before force is used.")
 
 
 @click.command("load")
 @click.argument("file", type=_PatchFile)
-@one_pid_option
+@targets_option
 @_timeout_option
 @_on_stall_option
+@_yes_option
 @json_option
-def load_command(file: Path, pid: int, timeout: float, on_stall: str) -> int:
-    """Load a patch into a process: all of it takes effect, or nothing.
+def load_command(file: Path, selection: Selection, timeout: float, on_stall: str, yes: bool) -> int:
+    """Load a patch into processes: all of it takes effect, or nothing.
 
     FILE is an archive made by `livepatch build`, or a patch written by hand (a .py file). Waits until
-    every task of the process runs the new code.
+    every task of the processes runs the new code.
+
+    Several processes are one transaction: all are checked before the first is touched, and if one refuses or stalls,
+    all go back. Of a tree, or those of a name, only the processes are patched that have what the patch changes; those
+    that are born meanwhile, too.
     """
-    with connect(pid) as client:
-        known = {patch["name"] for patch in client.call("list")}
-        walks = _walks(client, file)
-
-        def find(other: Client) -> State | None:
-            return next((patch for patch in other.call("list") if patch["name"] not in known), None)
-
-        status, state = settle(client, lambda: client.send_file("load", file), find, timeout=timeout, on_stall=on_stall)
+    confirm = _confirmation(on_stall, yes)
+    operation = Operation("load", True, params=as_params(file))
+    with Transaction(selection, operation, connect) as transaction:
+        transaction.gather()
+        asks = _may_walk(file)
+        if selection.grows or not transaction.alone or asks:  # of one process, loading is the check
+            transaction.check()
+        if asks:
+            _show_walks(transaction)
+        settling = Settling(transaction, timeout=timeout, on_stall=on_stall, confirm=confirm)
+        status = settling.run()
         if status == DONE:
-            output.say(f"'{state['name']}' is loaded into process {pid}: {_extent(state)}.")
-    if state.get("stalled") == "reversed" and not state["transition"]:
-        # Nothing of it is to stay behind; the same file can be loaded again. The old connection may be in
-        # disorder.
-        with Client(pid) as client:
-            client.call("unload", name=state["name"])
-    output.result({"pid": pid, **state, **walks})
+            done = [member for member in transaction.members if member.outcome is Outcome.DONE and member.state]
+            output.say(f"'{transaction.name}' is loaded into {_processes(done)}: {_extent(done)}.")
+        _show(transaction)
+        _say_unpatched_parents(transaction)
+        output.result(settling.document())
     return status
 
 
-def _walks(client: Client, file: Path) -> State:
-    """What a patch that goes through live instances is about to cost, shown before anything is touched."""
+def _confirmation(on_stall: str, yes: bool) -> Confirm:
+    """How force is confirmed. Raises LivepatchError if it would have to be, and nobody is there to ask."""
+    if on_stall != "force":
+        return never
+    if yes:
+        return lambda question: True
+    if not sys.stdin.isatty():
+        raise _unconfirmed()
+    return lambda question: click.confirm(question, err=True)
+
+
+def _unconfirmed() -> LivepatchError:
+    return LivepatchError(errno.EPERM, "Force gives up consistency; say --yes if that is meant.")
+
+
+def _may_walk(file: Path) -> bool:
+    """Whether the patch may go through live instances; a needless check does no harm."""
     try:
         written = file.read_bytes() if file.suffix == ".py" else format.read(file.read_bytes()).hooks or b""
     except LivepatchError:  # the process says why it refuses that
-        return {}
-    if b"instance" not in written:  # a needless check does no harm
-        return {}
-    found = client.send_file("check", file)
-    show_walks(found)
-    return {"instances": found.get("instances", [])}
+        return False
+    return b"instance" in written
 
 
-def _extent(state: State) -> str:
-    functions = sum(len(obj["functions"]) for obj in state["objects"] if obj["patched"])
-    waiting = [obj["name"] for obj in state["objects"] if not obj["patched"]]
+def _show_walks(transaction: Transaction) -> None:
+    """What a patch that goes through live instances is about to cost, shown before anything is touched."""
+    for member in transaction.members:
+        if member.checked.get("instances") and not transaction.alone:
+            output.say(f"Process {member.pid}:")
+        show_walks(member.checked)
+
+
+def _extent(done: list[Member]) -> str:
+    functions, waiting = 0, dict[str, None]()
+    for member in done:
+        objects = member.state["objects"] if member.state else ()
+        functions = max(functions, sum(len(obj["functions"]) for obj in objects if obj["patched"]))
+        waiting |= dict.fromkeys(obj["name"] for obj in objects if not obj["patched"])
     said = f"{functions} {'function' if functions == 1 else 'functions'} patched"
-    if waiting:
+    if waiting and len(done) == 1:
         said += f" ({', '.join(waiting)} not imported yet: patched when it is)"
+    elif waiting:
+        said += f" ({', '.join(waiting)} not imported yet everywhere: patched where it is)"
     return said
+
+
+def _processes(members: list[Member]) -> str:
+    if len(members) == 1:
+        return f"process {members[0].pid}"
+    return f"{len(members)} processes"
+
+
+def _show(transaction: Transaction) -> None:
+    """What became of each of several processes."""
+    if transaction.alone:
+        return
+    rows = []
+    for member in transaction.members:
+        how = member.outcome.value + (", born meanwhile" if member.born else "")
+        rows.append([str(member.pid), state_of(member.state) if member.state else "-", how, _title(member)])
+    output.table(["PID", "PATCH", "OUTCOME", "COMMAND"], rows)
+
+
+def _say_unpatched_parents(transaction: Transaction) -> None:
+    """A supervisor that does not import the application cannot hand the patch down."""
+    parents = {member.found.parent for member in transaction.members if member.outcome is Outcome.DONE}
+    for member in transaction.members:
+        if member.outcome is Outcome.UNCONCERNED and member.pid in parents:
+            output.warn(
+                f"process {member.pid} has none of the modules that the patch changes; what it starts from now on"
+                " begins without the patch."
+            )
+
+
+def _title(member: Member) -> str:
+    title = member.found.process.title
+    return title if len(title) <= _TITLE else title[: _TITLE - 3] + "..."
 
 
 @click.command("disable")
 @click.argument("name")
-@one_pid_option
+@targets_option
 @_timeout_option
 @_on_stall_option
+@_yes_option
 @click.option("--unload", is_flag=True, help="Unload the patch as well, when it is disabled.")
 @json_option
-def disable_command(name: str, pid: int, timeout: float, on_stall: str, unload: bool) -> int:
+def disable_command(name: str, selection: Selection, timeout: float, on_stall: str, yes: bool, unload: bool) -> int:
     """Take a patch back: every task returns to the code without it.
 
-    If the patch is just being loaded, this reverses that.
+    If the patch is just being loaded, this reverses that. Several processes are one transaction, as with `load`.
     """
-    with Client(pid) as client:
-        status, state = settle(
-            client,
-            lambda: client.call("write_enabled", name=name, value="0"),
-            lambda other: other.call("status", name=name),
-            timeout=timeout,
-            on_stall=on_stall,
-        )
-        if status == DONE and unload:
-            client.call("unload", name=name)
+    confirm = _confirmation(on_stall, yes)
+    with Transaction(selection, _writing(name, enabled=False)) as transaction:
+        transaction.gather()
+        transaction.require_patch()
+        settling = Settling(transaction, timeout=timeout, on_stall=on_stall, confirm=confirm)
+        status = settling.run()
+        refused = transaction.unload(transaction.disabled()) if status == DONE and unload else []
+        for member in refused:
+            output.warn(f"process {member.pid}: {member.error}")
+        if refused:
+            status = REFUSED
         if status == DONE:
-            output.say(f"'{name}' is {'unloaded' if unload else 'disabled'} in process {pid}.")
-    output.result({"pid": pid, **state, "unloaded": status == DONE and unload})
+            done = [member for member in transaction.members if member.outcome is Outcome.DONE]
+            output.say(f"'{name}' is {'unloaded' if unload else 'disabled'} in {_processes(done)}.")
+        _show(transaction)
+        output.result({**settling.document(), "unloaded": status == DONE and unload})
     return status
+
+
+def _writing(name: str, *, enabled: bool) -> Operation:
+    return Operation("write_enabled", enabled, name, {"name": name, "value": "1" if enabled else "0"})
 
 
 @click.command("enable")
 @click.argument("name")
-@one_pid_option
+@targets_option
 @_timeout_option
 @_on_stall_option
+@_yes_option
 @json_option
-def enable_command(name: str, pid: int, timeout: float, on_stall: str) -> int:
+def enable_command(name: str, selection: Selection, timeout: float, on_stall: str, yes: bool) -> int:
     """Reverse the running disable of a patch.
 
-    A patch that is disabled cannot be enabled again: unload it and load it anew.
+    A patch that is disabled cannot be enabled again: unload it and load it anew. Of several processes, those in which
+    it is enabled are left alone.
     """
-    with Client(pid) as client:
-
-        def begin() -> State:
-            try:
-                state: State = client.call("write_enabled", name=name, value="1")
-            except LivepatchError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                raise LivepatchError(errno.ENOENT, f"{error} Only a running disable can be reversed.") from None
-            return state
-
-        status, state = settle(
-            client, begin, lambda other: other.call("status", name=name), timeout=timeout, on_stall=on_stall
-        )
+    confirm = _confirmation(on_stall, yes)
+    with Transaction(selection, _writing(name, enabled=True)) as transaction:
+        transaction.gather()
+        transaction.require_patch(running=True)
+        settling = Settling(transaction, timeout=timeout, on_stall=on_stall, confirm=confirm)
+        try:
+            status = settling.run()
+        except LivepatchError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise LivepatchError(errno.ENOENT, f"{error} Only a running disable can be reversed.") from None
         if status == DONE:
-            output.say(f"'{name}' is enabled in process {pid}.")
-    output.result({"pid": pid, **state})
+            done = [member for member in transaction.members if member.outcome is Outcome.DONE]
+            output.say(f"'{name}' is enabled in {_processes(done)}.")
+        _show(transaction)
+        output.result(settling.document())
     return status
 
 
 @click.command("force")
 @click.argument("name")
-@one_pid_option
+@targets_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_timeout_option
 @json_option
-def force_command(name: str, pid: int, yes: bool, timeout: float) -> int:
+def force_command(name: str, selection: Selection, yes: bool, timeout: float) -> int:
     """End a running transition by force, wherever the remaining tasks are.
 
     Their calls go on in the version in which they began while new calls run the other one: both worlds at
-    once in the same task. After a forced disable the patch can never be unloaded.
+    once in the same task. After a forced disable the patch can never be unloaded. Of several processes, those without
+    a running transition are left alone.
     """
-    with Client(pid) as client:
-        state = client.call("status", name=name, blockers=5)
+    with Transaction(selection, Operation("force", True, name, {"name": name})) as transaction:
+        transaction.gather()
+        transaction.require_patch(running=True)
         if not yes:
             if not sys.stdin.isatty():
-                raise LivepatchError(errno.EPERM, "Force gives up consistency; say --yes if that is meant.")
-            _ask(state)
-        status, state = settle(
-            client,
-            lambda: client.call("force", name=name),
-            lambda other: other.call("status", name=name),
-            timeout=timeout,
-            on_stall="keep",
-        )
+                raise _unconfirmed()
+            _ask(transaction)
+        settling = Settling(transaction, timeout=timeout, on_stall="keep", confirm=never)
+        status = settling.run()
         if status == DONE:
-            goal = "enabled" if state["enabled"] else "disabled"
-            output.say(f"'{name}' is {goal} in process {pid}, by force.")
-            if state["forced"]:
+            done = [member for member in transaction.members if member.outcome is Outcome.DONE]
+            goal = "enabled" if transaction.enabled else "disabled"
+            output.say(f"'{name}' is {goal} in {_processes(done)}, by force.")
+            if any(member.state and member.state["forced"] for member in done):
                 output.say("It can never be unloaded: tasks may still be inside of it.")
-    output.result({"pid": pid, **state})
+        _show(transaction)
+        output.result(settling.document())
     return status
 
 
-def _ask(state: State) -> None:
-    if state["transition"]:
-        click.echo(
-            f"{state['left']} of {state['total']} tasks are still in code that '{state['name']}' changes:", err=True
-        )
-        for kind, task, where in task_rows(state["blocking"]):
-            click.echo(f"  {kind} {task}: {where}", err=True)
-    consequence = "these tasks will run old and new code side by side"
-    if not state["enabled"]:
-        consequence += ", and the patch can never be unloaded"
-    click.confirm(f"After force {consequence}. Do it?", abort=True, err=True)
+def _ask(transaction: Transaction) -> None:
+    """Let the user see who is left, and confirm what that means."""
+    transaction.ask_status(blockers=NAMED)
+    for member in transaction.waiting():
+        if member.state and member.in_transition:
+            where = "" if transaction.alone else f" in process {member.pid}"
+            click.echo(
+                f"{member.state['left']} of {member.state['total']} tasks{where} are still in code that"
+                f" '{transaction.name}' changes:",
+                err=True,
+            )
+        for kind, task, place in task_rows(member.blocking()):
+            click.echo(f"  {kind} {task}: {place}", err=True)
+    click.confirm(consequence(transaction), abort=True, err=True)
 
 
 @click.command("unload")
 @click.argument("name")
-@one_pid_option
+@targets_option
 @json_option
-def unload_command(name: str, pid: int) -> int:
-    """Forget a disabled patch, so that it can be loaded again."""
-    with Client(pid) as client:
-        client.call("unload", name=name)
-    output.say(f"'{name}' is unloaded from process {pid}.")
-    output.result({"pid": pid, "name": name, "unloaded": True})
-    return DONE
+def unload_command(name: str, selection: Selection) -> int:
+    """Forget a disabled patch, so that it can be loaded again.
+
+    Of several processes, none does if the patch is in use in one of them.
+    """
+    with Transaction(selection, Operation("unload", False, name, {"name": name})) as transaction:
+        transaction.gather()
+        transaction.require_patch()
+        members = transaction.waiting()
+        refused = transaction.unload(members)
+        if refused and transaction.alone and refused[0].error:
+            raise refused[0].error
+        for member in refused:
+            output.warn(f"process {member.pid}: {member.error}")
+        done = [member for member in members if member not in refused]
+        output.say(f"'{name}' is unloaded from {_processes(done)}.")
+        processes: list[dict[str, Any]] = [{"pid": member.pid, "unloaded": member in done} for member in members]
+        one = {"pid": members[0].pid} if transaction.alone else {}
+        output.result({**one, "name": name, "unloaded": not refused, "processes": processes})
+    return REFUSED if refused else DONE

@@ -1,28 +1,33 @@
-"""Wait until a transition is over, and see to it that it ends as the user wants.
+"""Wait until a transaction is over, and see to it that it ends as the user wants.
 
 A transition may take for ever: a thread that never leaves a patched function cannot be moved. So waiting
 has a limit, and what then happens is the user's choice: go back (the default: nothing half-done stays
-behind), leave it running, or force it. The same way back is taken on Ctrl-C (and when the terminal goes
-away); a second Ctrl-C leaves at once. Whatever happens, the last words say in which state the process is.
+behind), leave it running, or force it. The same way back is taken if one of several processes refuses, and on Ctrl-C
+(and when the terminal goes away); a second Ctrl-C leaves at once. Whatever happens, the last words say in which state
+the processes are.
 """
 
 from __future__ import annotations
 
 import errno
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from livepatch.attach.client import Client
-from livepatch.core.model import LivepatchError
+import click
 
-from .common import DONE, INTERRUPTED, STALLED, output, task_rows, warning
+from livepatch.attach.processes import NoAccess
+from livepatch.fleet.members import Member, Outcome
+from livepatch.fleet.transaction import Transaction
+
+from .common import DONE, INTERRUPTED, REFUSED, STALLED, describe, output, task_rows, warning
+from .progress import progress
 
 State = dict[str, Any]
-Finder = Callable[[Client], State | None]
+#: Asks whether the tasks that are left shall be forced; what it returns is done.
+Confirm = Callable[[str], bool]
 
 #: How many of the tasks that hold a transition up are named.
 NAMED = 5
@@ -30,145 +35,271 @@ NAMED = 5
 _FIRST_PAUSE, _LONGEST_PAUSE, _NAMING_PAUSE = 0.005, 0.1, 0.5
 
 
-def settle(
-    client: Client, begin: Callable[[], State], find: Finder, *, timeout: float, on_stall: str
-) -> tuple[int, State]:
-    """Begin something that starts a transition, wait for its end; the exit status and the last state.
-
-    `begin` returns the state right after the beginning. `find` looks for it through another connection,
-    if we are interrupted before `begin` returns; None if nothing had begun. On a stall or an interruption
-    the state has `stalled`: what was done ("reversed", "kept", "forced", "left"; "completed" if it was
-    over just then), and `blocking`, the tasks that stood in the way. Raises LivepatchError(ECANCELED) if
-    somebody else reversed it.
+class Settling:
+    """One transaction on its way to an end. `stalled` is what was done if it did not get there by itself ("reversed",
+    "kept", "forced", "left"; "completed" if it was over just then), `blocking` who stood in the way then, by process.
     """
-    with _interruptible():
-        state: State | None = None
+
+    def __init__(self, transaction: Transaction, *, timeout: float, on_stall: str, confirm: Confirm) -> None:
+        self.transaction = transaction
+        self.stalled: str | None = None
+        self.blocking: dict[Member, list[State]] = {}
+        self._failed = False
+        self._timeout = timeout
+        self._on_stall = on_stall
+        self._confirm = confirm
+
+    def run(self) -> int:
+        """Begin it, and wait for its end; the exit status.
+
+        Of one process raises LivepatchError if it refuses, or somebody else reversed it; NoAccess if all have ended.
+        """
+        transaction = self.transaction
+        with _interruptible():
+            try:
+                transaction.begin()
+                self._wait()
+                if transaction.stalled() and not transaction.refused():
+                    self._stall()
+                elif transaction.overruled() or transaction.refused():
+                    self._refused()
+                for member in transaction.young():
+                    output.warn(
+                        f"process {member.pid} was started meanwhile, has none of the modules that the patch changes"
+                        f" so far, and is not patched; load it with --pid {member.pid} when it has."
+                    )
+                transaction.conclude()
+            except KeyboardInterrupt:
+                self._interrupted()
+                return INTERRUPTED
+        if all(member.outcome is Outcome.ENDED for member in transaction.members):
+            raise transaction.members[0].error or NoAccess(errno.ESRCH, "All processes have ended.")
+        if self.stalled:
+            return STALLED
+        return REFUSED if self._failed else DONE
+
+    def document(self) -> State:
+        """What a program is told: of one process its state, of several `processes`, with the outcome of each."""
+        transaction = self.transaction
+        processes = []
+        for member in transaction.members:
+            entry: State = {"pid": member.pid, "outcome": member.outcome.value, "born": member.born}
+            entry |= member.state or {}
+            if "instances" in member.checked:
+                entry["instances"] = member.checked["instances"]
+            if self.stalled:
+                entry |= {"stalled": self.stalled, "blocking": self.blocking.get(member, [])}
+            if member.error is not None:
+                entry["error"] = describe(member.error.errno or 0, str(member.error))
+            processes.append(entry)
+        whole: State = {"name": transaction.name, "stalled": self.stalled, "processes": processes}
+        if transaction.alone:
+            whole |= processes[0]
+        return whole
+
+    # -- waiting -----------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Look until it is over, one refuses, or the time is up."""
+        transaction = self.transaction
+        begun = time.monotonic()
+        pause, name_at = _FIRST_PAUSE, begun + _NAMING_PAUSE
+        warned: set[tuple[int, str]] = set()
+        blocking: dict[Member, list[State]] = {}
+        with progress() as show:
+            while not transaction.refused() or transaction.returning:
+                if transaction.over() or (left := begun + self._timeout - time.monotonic()) <= 0:
+                    return
+                show(transaction, blocking)
+                time.sleep(min(pause, left))
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                asked = time.monotonic()
+                naming = asked >= name_at
+                transaction.look(blockers=NAMED if naming else 0)
+                if naming:  # every task is looked at for that: never more than a tenth of the targets' time
+                    name_at = time.monotonic() + max(_NAMING_PAUSE, 10 * (time.monotonic() - asked))
+                    blocking = {member: member.blocking() for member in transaction.moving()}
+                    for member, tasks in blocking.items():
+                        for task in tasks:
+                            if task["stuck"] and (member.pid, task["ident"]) not in warned:
+                                warned.add((member.pid, task["ident"]))
+                                output.warn(self._of(member) + warning(task))
+
+    # -- other ends --------------------------------------------------------------------------------
+
+    def _stall(self) -> None:
+        transaction = self.transaction
+        transaction.look(blockers=NAMED)
+        stalled = transaction.stalled()
+        if not stalled:  # it was over just now, after all
+            return
+        direction = "Patching" if transaction.enabled else "Unpatching"
+        said = f"{direction} '{transaction.name}' did not complete within {self._timeout:g} s"
+        if transaction.alone:
+            (member,) = stalled
+            output.warn(f"{said}: {_waits(member)}.")
+            self._name_blockers(member)
+        else:
+            output.warn(f"{said} in {len(stalled)} of {len(transaction.members)} processes:")
+            for member in stalled:
+                output.warn(f"process {member.pid}: {_waits(member)}")
+                self._name_blockers(member)
+        self.blocking = {member: member.blocking() for member in stalled}
+        if self._on_stall == "force" and not self._confirm(consequence(transaction)):
+            self._on_stall = "reverse"
+        if self._on_stall == "reverse":
+            self._go_back()
+            self.stalled = "reversed"
+        elif self._on_stall == "force":
+            self._force()
+            self.stalled = "forced"
+        else:
+            pids = " ".join(f"--pid {member.pid}" for member in transaction.members if member.state)
+            verb = "disable" if transaction.enabled else "enable"
+            output.warn(
+                f"The transition goes on: `livepatch status {pids}` shows it, `livepatch"
+                f" {verb} {transaction.name} {pids}` takes it back."
+            )
+            self.stalled = "kept"
+
+    def _force(self) -> None:
+        transaction = self.transaction
+        transaction.force()
+        self._wait()
+        goal = "enabled" if transaction.enabled else "disabled"
+        never = any(member.state and member.state["forced"] for member in transaction.members)
+        output.warn(
+            f"The remaining tasks were forced: '{transaction.name}' is {goal}, and what they are in now goes on in the"
+            " other version." + (f" '{transaction.name}' can never be unloaded." if never else "")
+        )
+
+    def _refused(self) -> None:
+        """One of several does not take part: then nobody does."""
+        transaction = self.transaction
+        refused = transaction.refused()
+        if transaction.alone:
+            (member,) = refused
+            assert member.error is not None
+            raise member.error
+        self._failed = True
+        for member in refused:
+            output.warn(f"process {member.pid}: {member.error}")
+        output.warn(f"{len(refused)} of {len(transaction.members)} processes refused, so all of them go back.")
+        self._go_back()
+
+    def _go_back(self) -> None:
+        """Bring all processes back, wait for that, and say what came of it."""
+        transaction = self.transaction
+        if transaction.alone and not transaction.moving() and not transaction.members[0].silent:
+            output.warn(f"It was over just then: '{transaction.name}' is {_settled(transaction.members[0])}.")
+            return
+        transaction.turn_back()
+        self._wait()
+        if transaction.pending():
+            transaction.look(blockers=NAMED)
+        transaction.conclude()
+        left = [member for member in transaction.members if member.outcome is Outcome.LEFT]
+        for member in left:
+            self._say_left(member)
+        name, everywhere = transaction.name, "" if transaction.alone else " everywhere"
+        if left:
+            return
+        if transaction.enabled:
+            output.warn(f"It was taken back{everywhere}: '{name}' stays enabled.")
+        else:
+            output.warn(f"It was taken back{everywhere}: nothing of '{name}' is patched.")
+
+    def _say_left(self, member: Member) -> None:
+        """One that is not back."""
+        name, shows = self.transaction.name, f"`livepatch status --pid {member.pid}` shows it"
+        if member.silent:
+            output.warn(f"{self._of(member)}It does not answer, and will go back when it does; {shows}.")
+        elif member.in_transition:
+            output.warn(f"{self._of(member)}It is going back, but {_left(member)} have not yet; {shows}.")
+            self._name_blockers(member)
+        elif self.transaction.operation.loads:
+            output.warn(
+                f"{self._of(member)}Nothing of '{name}' is left, but what it replaced is not back: {member.error}"
+            )
+        else:
+            why = f" ({member.error})" if member.error is not None else ""
+            output.warn(f"{self._of(member)}'{name}' stays {_settled(member)}{why}.")
+
+    def _interrupted(self) -> None:
+        """Ctrl-C: go back; again: leave it as it is."""
+        transaction = self.transaction
         try:
-            state = begin()
-            goal = state["enabled"]
-            state = _wait(client, state, timeout)
-            if state["transition"]:
-                state = _stalled(client, state, timeout, on_stall)
-            elif state["enabled"] != goal:
-                sentence = f"Somebody else reversed it meanwhile: '{state['name']}' is {_settled(state)}."
-                raise LivepatchError(errno.ECANCELED, sentence)
-            return STALLED if "stalled" in state else DONE, state
-        except KeyboardInterrupt:
-            return INTERRUPTED, _interrupted(client.pid, state, find, timeout)
-
-
-def _wait(client: Client, state: State, timeout: float) -> State:
-    """Poll until the transition is over or the time is up."""
-    begun = time.monotonic()
-    pause, name_at = _FIRST_PAUSE, begun + _NAMING_PAUSE
-    blocking: list[State] = []
-    warned: set[str] = set()
-    with _progress() as show:
-        while state["transition"] and (left := begun + timeout - time.monotonic()) > 0:
-            show({**state, "blocking": blocking})
-            time.sleep(min(pause, left))
-            pause = min(pause * 2, _LONGEST_PAUSE)
-            asked = time.monotonic()
-            naming = asked >= name_at
-            state = client.call("status", name=state["name"], blockers=NAMED if naming else 0)
-            if naming:  # every task is looked at for that: never more than a tenth of the target's time
-                name_at = time.monotonic() + max(_NAMING_PAUSE, 10 * (time.monotonic() - asked))
-                blocking = state["blocking"]
-                for task in blocking:
-                    if task["stuck"] and task["ident"] not in warned:
-                        warned.add(task["ident"])
-                        output.warn(warning(task))
-    return state
-
-
-def _stalled(client: Client, state: State, timeout: float, on_stall: str) -> State:
-    name, direction = state["name"], "Patching" if state["enabled"] else "Unpatching"
-    state = client.call("status", name=name, blockers=NAMED)
-    if not state["transition"]:  # it was over just now, after all
-        return state
-    output.warn(
-        f"{direction} '{name}' did not complete within {timeout:g} s: {state['left']} of {state['total']} tasks"
-        " are still in code that it changes."
-    )
-    _name_blockers(state)
-    blocking = state["blocking"]
-    if on_stall == "reverse":
-        state = _go_back(client, state, timeout)
-    elif on_stall == "force":
-        client.call("force", name=name)
-        state = _wait(client, client.call("status", name=name), timeout)
-        output.warn(
-            f"The remaining tasks were forced: '{name}' is {_settled(state)}, and what they are in now goes on in the"
-            " other version." + (f" '{name}' can never be unloaded." if state["forced"] else "")
-        )
-    else:
-        output.warn(
-            f"The transition goes on: `livepatch status --pid {client.pid}` shows it, `livepatch"
-            f" {'disable' if state['enabled'] else 'enable'} {name} --pid {client.pid}` takes it back."
-        )
-    done = {"reverse": "reversed", "keep": "kept", "force": "forced"}[on_stall]
-    return {**state, "stalled": done, "blocking": blocking}
-
-
-def _go_back(client: Client, state: State, timeout: float) -> State:
-    """Reverse the transition, wait for that, and say what came of it."""
-    name = state["name"]
-    try:
-        state = client.call("write_enabled", name=name, value="0" if state["enabled"] else "1")
-    except LivepatchError:
-        state = client.call("status", name=name)
-        if state["transition"]:
-            raise
-        output.warn(f"It was over just then: '{name}' is {_settled(state)}.")
-        return state
-    state = _wait(client, state, timeout)
-    if state["transition"]:
-        state = client.call("status", name=name, blockers=NAMED)
-    if state["transition"]:
-        output.warn(
-            f"It is going back, but {state['left']} of {state['total']} tasks have not yet;"
-            f" `livepatch status --pid {client.pid}` shows it."
-        )
-        _name_blockers(state)
-    elif state["enabled"]:
-        output.warn(f"It was taken back: '{name}' stays enabled.")
-    else:
-        output.warn(f"It was taken back: nothing of '{name}' is patched.")
-    return state
-
-
-def _interrupted(pid: int, state: State | None, find: Finder, timeout: float) -> State:
-    """Ctrl-C: go back; again: leave it as it is."""
-    try:
-        output.warn("Interrupted; taking the patch back as it was (once more to leave it as it is).")
-        with Client(pid) as client:  # the old connection may be in the middle of an answer
-            state = client.call("status", name=state["name"]) if state else find(client)
-            if state is None:
+            output.warn("Interrupted; taking the patch back as it was (once more to leave it as it is).")
+            transaction.recover()
+            known = [member for member in transaction.members if member.state is not None or member.silent]
+            there = [m for m in known if m.state and not m.in_transition and m.state["enabled"] == transaction.enabled]
+            if not [m for m in known if m.silent or m.in_transition or m in there]:
                 output.warn("Nothing had begun yet; nothing was changed.")
-                return {}
-            if state["transition"]:
-                return {**_go_back(client, state, timeout), "stalled": "reversed"}
-            output.warn(f"It was over already: '{state['name']}' is {_settled(state)}.")
-            return {**state, "stalled": "completed"}
-    except KeyboardInterrupt:
-        output.warn(f"Left as it is, perhaps in transition; `livepatch status --pid {pid}` shows it.")
-        return {**(state or {}), "stalled": "left"}
+            elif len(there) == len([m for m in transaction.members if m.outcome.is_open]):
+                output.warn(f"It was over already: '{transaction.name}' is {_settled(there[0])}.")
+                self.stalled = "completed"
+            else:
+                self._go_back()
+                self.stalled = "reversed"
+            transaction.conclude()
+        except KeyboardInterrupt:
+            pids = " ".join(f"--pid {member.pid}" for member in transaction.members)
+            output.warn(f"Left as it is, perhaps in transition; `livepatch status {pids}` shows it.")
+            self.stalled = "left"
+
+    # -- words -------------------------------------------------------------------------------------
+
+    def _of(self, member: Member) -> str:
+        return "" if self.transaction.alone else f"process {member.pid}: "
+
+    def _name_blockers(self, member: Member) -> None:
+        blocking = member.blocking()
+        for task, (kind, name, where) in zip(blocking, task_rows(blocking), strict=True):
+            output.warn(f"  {kind} {name}: {where}")
+            if task["hint"]:
+                output.warn(f"    {task['hint']}")
+        more = member.state["left"] - len(blocking) if member.state else 0
+        if more > 0 and blocking:
+            output.warn(f"  and {more} more")
 
 
-def _settled(state: State) -> str:
-    if state["transition"]:
+def consequence(transaction: Transaction) -> str:
+    """What force would mean, to be confirmed."""
+    moving = transaction.moving()
+    left = sum(member.state["left"] for member in moving if member.state)
+    said = "these tasks"
+    if not transaction.alone:
+        said = f"{left} {'task' if left == 1 else 'tasks'} in {len(moving)}"
+        said += " process" if len(moving) == 1 else " processes"
+    said += " will run old and new code side by side"
+    if not transaction.enabled:
+        said += f", and '{transaction.name}' can never be unloaded"
+    return f"After force {said}. Do it?"
+
+
+def never(question: str) -> bool:
+    """Confirms nothing: for who does not force."""
+    return False
+
+
+def _waits(member: Member) -> str:
+    """What it has not done in time."""
+    if member.silent:
+        return "it does not answer"
+    if not member.in_transition:
+        return "it was started meanwhile and has no agent yet"
+    return f"{_left(member)} are still in code that it changes"
+
+
+def _left(member: Member) -> str:
+    assert member.state is not None
+    return f"{member.state['left']} of {member.state['total']} tasks"
+
+
+def _settled(member: Member) -> str:
+    if member.state is None or member.in_transition:
         return "still in transition"
-    return "enabled" if state["enabled"] else "disabled"
-
-
-def _name_blockers(state: State) -> None:
-    for task, (kind, name, where) in zip(state["blocking"], task_rows(state["blocking"]), strict=True):
-        output.warn(f"  {kind} {name}: {where}")
-        if task["hint"]:
-            output.warn(f"    {task['hint']}")
-    more = state["left"] - len(state["blocking"])
-    if more > 0 and state["blocking"]:
-        output.warn(f"  and {more} more")
+    return "enabled" if member.state["enabled"] else "disabled"
 
 
 @contextmanager
@@ -185,80 +316,6 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[State], None]]:
-    """How waiting is shown: a bar on a terminal, else a line now and then."""
-    if output.json or not sys.stderr.isatty():
-        yield _lines()
-        return
-    bar = _Bar()
-    try:
-        yield bar.show
-    finally:
-        bar.stop()
-
-
-def _lines() -> Callable[[State], None]:
-    last, said = "", time.monotonic()
-
-    def show(state: State) -> None:
-        nonlocal last, said
-        line = f"{_doing(state)}: {state['left']} of {state['total']} tasks left{_slowest(state)}"
-        if line != last and time.monotonic() - said >= 1.0:
-            last, said = line, time.monotonic()
-            output.say(line)
-
-    return show
-
-
-class _Bar:
-    """A bar of moved tasks, drawn once a transition takes long enough to be seen."""
-
-    PATIENCE = 0.3
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._progress: Any = None
-        self._task: Any = None
-
-    def show(self, state: State) -> None:
-        if self._progress is None:
-            if time.monotonic() - self._begun < self.PATIENCE:
-                return
-            self._draw(state)
-        self._progress.update(
-            self._task,
-            description=_doing(state),
-            total=state["total"],
-            completed=state["total"] - state["left"],
-            waits=_slowest(state),
-        )
-
-    def stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def _draw(self, state: State) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[waits]}", markup=False),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task(_doing(state), total=state["total"], waits="")
-        self._progress.start()
-
-
-def _doing(state: State) -> str:
-    return f"{'patching' if state['enabled'] else 'unpatching'} '{state['name']}'"
-
-
-def _slowest(state: State) -> str:
-    rows = task_rows(state.get("blocking") or [])
-    return f", waiting for {rows[0][0]} {rows[0][1]} in {rows[0][2]}" if rows else ""
+def asked(question: str) -> bool:
+    """The user's own answer."""
+    return click.confirm(question, err=True)

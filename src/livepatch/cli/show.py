@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from livepatch.attach.client import Client
+from livepatch.fleet.selection import Selection
 
-from .common import BLOCKERS, blocker_rows, each_process, functions_of, json_option, near, output, pid_option, state_of
+from .common import BLOCKERS, blocker_rows, each_process, functions_of, json_option, near, output, state_of
+from .targets import pids_of, targets_option
 
 #: How many tasks in the way `status` names.
 _NAMED = 20
@@ -26,7 +28,7 @@ def _installed(ctx: click.Context, option: click.Parameter, value: bool) -> None
 
 
 @click.command("list")
-@pid_option
+@targets_option
 @click.option(
     "--installed",
     is_flag=True,
@@ -35,7 +37,7 @@ def _installed(ctx: click.Context, option: click.Parameter, value: bool) -> None
     help="List the patches that processes apply when they start; no process is looked at.",
 )
 @json_option
-def list_command(pids: tuple[int, ...]) -> int:
+def list_command(selection: Selection) -> int:
     """List the patches of a process."""
 
     def look(client: Client) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def list_command(pids: tuple[int, ...]) -> int:
             output.say("No patch is loaded.")
         return {"patches": patches}
 
-    return each_process(pids, look)
+    return each_process(pids_of(selection), look)
 
 
 def _row(patch: dict[str, Any]) -> list[str]:
@@ -64,9 +66,9 @@ def _headline(client: Client) -> str:
 
 
 @click.command("status")
-@pid_option
+@targets_option
 @json_option
-def status_command(pids: tuple[int, ...]) -> int:
+def status_command(selection: Selection) -> int:
     """Show the patches of a process, and of a running transition who stands in its way."""
 
     def look(client: Client) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def status_command(pids: tuple[int, ...]) -> int:
             output.table(BLOCKERS, blocker_rows(blocking))
         return {"hello": client.hello, "patches": patches, "blocking": blocking}
 
-    return each_process(pids, look)
+    return each_process(pids_of(selection), look)
 
 
 def _describe(patch: dict[str, Any]) -> None:
@@ -100,10 +102,10 @@ def _describe(patch: dict[str, Any]) -> None:
 
 
 @click.command("tasks")
-@pid_option
+@targets_option
 @click.option("--stacks", is_flag=True, help="Show the whole stack of every task.")
 @json_option
-def tasks_command(pids: tuple[int, ...], stacks: bool) -> int:
+def tasks_command(selection: Selection, stacks: bool) -> int:
     """List the tasks of a process (threads, asyncio tasks, suspended generators) and where they are."""
 
     def look(client: Client) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def tasks_command(pids: tuple[int, ...], stacks: bool) -> int:
             _list(tasks)
         return {"tasks": tasks}
 
-    return each_process(pids, look)
+    return each_process(pids_of(selection), look)
 
 
 def _list(tasks: list[dict[str, Any]]) -> None:
@@ -139,12 +141,13 @@ def _list(tasks: list[dict[str, Any]]) -> None:
 
 
 @click.command("dmesg")
-@pid_option
+@targets_option
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C or the end of the process.")
 @json_option
-def dmesg_command(pids: tuple[int, ...], follow: bool) -> int:
+def dmesg_command(selection: Selection, follow: bool) -> int:
     """Show livepatch's log of a process."""
-    if follow and (len(set(pids)) > 1 or output.json):
+    pids = pids_of(selection)
+    if follow and (len(pids) > 1 or output.json):
         raise click.UsageError("--follow follows one process, for a person.")
 
     def look(client: Client) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""The processes of a transaction, and how all of them are asked at once.
+
+Each is somebody else's process. It may end at any time, which is nobody's fault and holds nobody up; it may be
+stopped, or answer late, and then what it was asked still stands in its socket and is done when it goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from livepatch.attach.client import Client, NotPrepared
+from livepatch.attach.processes import NoAccess, alive
+from livepatch.core.model import LivepatchError
+
+from .selection import Found
+
+State = dict[str, Any]
+
+#: Seconds in which a process that was just started may get its agent: importing it takes a while where all are busy.
+CHILDHOOD = 5.0
+#: Seconds that a stopped process is waited for; it answers when it goes on, which may be never.
+_STOPPED = 1.0
+
+
+class Outcome(Enum):
+    """What became of a process, for people and, as its value, for programs."""
+
+    PENDING = "pending"
+    DONE = "done"
+    UNTOUCHED = "untouched"
+    UNCONCERNED = "unconcerned"  # none of the modules that the patch changes is imported there
+    REFUSED = "refused"
+    ENDED = "ended"
+    REVERSED = "reversed"
+    LEFT = "left"  # not as it was, and not as it should be: its state says how it is
+
+    @property
+    def is_open(self) -> bool:
+        """The process may still be asked."""
+        return self not in (Outcome.ENDED, Outcome.UNCONCERNED)
+
+
+class Member:
+    """One process of a transaction: its connection, and what is known of the patch in it.
+
+    `state` is the agent's last word on the patch, None if the patch is not loaded there. `silent` says that the agent
+    has not answered the last question yet. `born` processes were not there when the transaction began. `before` are all
+    patches of the process when it was reached, `checked` what it said of the file, `begun` that it was told to begin,
+    `settled` when it was first seen to have got there, in seconds since the system was started.
+    """
+
+    def __init__(self, found: Found, *, born: bool = False) -> None:
+        self.found = found
+        self.born = born
+        self.client: Client | None = None
+        self.state: State | None = None
+        self.before: list[State] = []
+        self.checked: State = {}
+        self.begun = False
+        self.settled: float | None = None
+        self.outcome = Outcome.PENDING
+        self.error: LivepatchError | None = None
+        self.silent = False
+
+    @property
+    def pid(self) -> int:
+        """Its number, as the caller sees it."""
+        return self.found.pid
+
+    @property
+    def connected(self) -> Client:
+        """The connection of a process that was reached."""
+        assert self.client is not None
+        return self.client
+
+    @property
+    def in_transition(self) -> bool:
+        """Whether its tasks are still moving, as far as it is known."""
+        return self.state is not None and bool(self.state["transition"])
+
+    def blocking(self) -> list[State]:
+        """The tasks in the way, if they were asked for at the last look."""
+        return list(self.state.get("blocking", ())) if self.state is not None else []
+
+    def close(self) -> None:
+        """Let go of the connection; the process goes on."""
+        if self.client is not None:
+            self.client.close()
+
+    def end(self) -> None:
+        """The process is no more."""
+        self.close()
+        self.silent = False
+        self.state = None
+        self.outcome = Outcome.ENDED
+
+    def refuse(self, error: LivepatchError) -> None:
+        """It does not take part, or not any more, for this reason; one that has ended has not refused."""
+        self.error = error
+        if not alive(self.pid):
+            self.end()
+        else:
+            self.outcome = Outcome.REFUSED
+
+    def reach(self, connect: Callable[[int], Client], *, wait: bool) -> bool:
+        """Connect to its agent. False if it has none yet because it was only just started; with `wait`, wait for that.
+
+        Raises what `connect` raises, and at once if it is stopped.
+        """
+        if _is_stopped(self.pid):
+            raise _stopped(self.pid)
+        while True:
+            try:
+                self.client = Client(self.pid)
+            except NotPrepared:
+                if self.found.age() > CHILDHOOD:
+                    self.client = connect(self.pid)
+                elif wait:
+                    time.sleep(0.01)
+                    continue
+                else:
+                    return False
+            self.before = self.client.call("list")
+            return True
+
+    def reconnect(self) -> None:
+        """Forget what was asked, whose answers may be half read."""
+        self.close()
+        try:
+            self.client = Client(self.pid)
+        except LivepatchError as error:
+            self.refuse(error)
+
+
+def together(
+    members: Iterable[Member], method: str, *, timeout: float, **params: Any
+) -> dict[Member, Any | LivepatchError]:
+    """Ask all of them the same thing, and wait for all answers: what each says, or its LivepatchError.
+
+    `silent` is set for those that have not answered: after `timeout` seconds, or sooner if they are stopped.
+    """
+    questions, answers = {}, dict[Member, Any]()
+    for member in members:
+        try:
+            questions[member] = member.connected.ask(method, **params)
+        except LivepatchError as error:
+            answers[member] = error
+    deadline = time.monotonic() + timeout
+    for member, question in questions.items():
+        begun = time.monotonic()
+        while True:
+            try:
+                left = deadline - time.monotonic()
+                answers[member] = member.connected.answer(question, timeout=max(0.01, min(left, _STOPPED / 4)))
+                member.silent = False
+            except LivepatchError as error:
+                now = time.monotonic()
+                stopped = now - begun > _STOPPED and _is_stopped(member.pid)
+                if error.errno == errno.ETIMEDOUT and now < deadline and not stopped:
+                    continue
+                answers[member] = _stopped(member.pid) if stopped else error
+                member.silent = error.errno == errno.ETIMEDOUT
+            break
+    for member, answer in answers.items():
+        if isinstance(answer, NoAccess) or (isinstance(answer, LivepatchError) and not alive(member.pid)):
+            member.error = answer
+            member.end()
+    return answers
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    return False
+
+
+def _stopped(pid: int) -> LivepatchError:
+    return LivepatchError(
+        errno.ETIMEDOUT, f"Process {pid} is stopped and does not answer; `kill -CONT {pid}` lets it go on."
+    )
