@@ -174,7 +174,7 @@ def test_a_pid_that_does_not_exist(lp, archive, command):
 def test_a_process_that_is_no_python(lp, archive, command):
     with subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL) as sleeper:
         try:
-            eventually(lambda: Path(f"/proc/{sleeper.pid}/comm").read_text() == "sleep\n")
+            eventually(lambda: Path(f"/proc/{sleeper.pid}/cmdline").read_bytes().startswith(b"sleep"))
             check_refusal(lp(*command.format(archive).split(), "--pid", sleeper.pid), 4, r"\(sleep 1000\) is no Python")
         finally:
             sleeper.kill()
