@@ -26,6 +26,8 @@ LINE_LIMIT = 90 * 2**20
 EVENTS_LIMIT = 2**20
 CONNECTIONS_LIMIT = 32
 _CHUNK = 2**18
+#: What the kernel shows for a user whom a user namespace does not know.
+_OVERFLOW_UID = 65534
 
 Answer = Callable[[bytearray, "Connection"], "bytes | None"]
 
@@ -103,21 +105,7 @@ class Server:
         self.polled = polled
         self.answer = answer
         self.connections: list[Connection] = []  # the most recently active last
-        self.path = places.socket_path()
-        directory = places.ensure_directory()
-        places.clear_leftovers(directory)
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)  # of an earlier process with our pid, or of ourselves before an exec
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.listener.setblocking(False)
-            self.listener.bind(self.path)
-            self.listener.listen(16)
-        except OSError as error:
-            self.listener.close()
-            raise LivepatchError(
-                error.errno or 0, f"The socket {self.path} cannot be made: {error.strerror}."
-            ) from None
+        self.listener, self.path = _listen()
         polled.register(self.listener, poll.READ, self.accept)
 
     def accept(self) -> None:
@@ -127,7 +115,7 @@ class Server:
             sock = socket.socket(fileno=descriptor)
         except OSError:  # it went away again, or there is no descriptor left for it
             return
-        if _peer_uid(sock) not in (0, os.geteuid()):
+        if not _may_speak(sock):
             sock.close()
             return
         if len(self.connections) >= CONNECTIONS_LIMIT:
@@ -171,7 +159,49 @@ class Server:
         return [self.listener, *(connection.sock for connection in self.connections)]
 
 
-def _peer_uid(sock: socket.socket) -> int:
-    """The user at the other end, as the kernel knows it."""
-    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(uid)
+def _listen() -> tuple[socket.socket, str]:
+    """A socket that listens in the first place which takes one, and its path."""
+    problems = []
+    for base in places.BASES:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            places.clear_leftovers(places.ensure_directory(base))
+            path = places.socket_path(base)
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # of an earlier process with our pid, or of ourselves before an exec
+            listener.setblocking(False)
+            listener.bind(path)
+            listener.listen(16)
+            return listener, path
+        except OSError as error:
+            listener.close()
+            if isinstance(error, LivepatchError):
+                raise
+            problems.append(error)
+    raise LivepatchError(
+        problems[0].errno or 0,
+        "The agent's socket cannot be made in "
+        + " or ".join(f"{base} ({error.strerror})" for base, error in zip(places.BASES, problems, strict=True))
+        + "; let the process write to one of these.",
+    )
+
+
+def _may_speak(sock: socket.socket) -> bool:
+    """Whether the other end is root or our own user, as the kernel knows it."""
+    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return uid in (0, os.geteuid()) or (uid == _OVERFLOW_UID and _from_outside(pid, uid))
+
+
+def _from_outside(pid: int, uid: int) -> bool:
+    """Whether the other end has no number in our user namespace, and so was let into the directory as an outer root.
+
+    A namespace that has a user with the very number that stands for those without one is in doubt, unless the other end
+    is also outside of our pid namespace.
+    """
+    try:
+        with open("/proc/self/uid_map") as text:
+            ranges = [(int(first), int(count)) for first, _, count in map(str.split, text)]
+    except OSError:
+        return False
+    known = any(first <= uid < first + count for first, count in ranges)
+    return not known or (pid == 0 and sum(count for _, count in ranges) < 2**32 - 1)

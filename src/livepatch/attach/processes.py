@@ -64,21 +64,36 @@ class Process:
         """Whether the agent can be brought into it although it was not prepared (PEP 768)."""
         return self.minor >= 14 and not self.free_threaded
 
+    @property
+    def inner_uid(self) -> int:
+        """What the process calls its user, which may be another number in a user namespace of its own."""
+        try:
+            if os.path.samefile(f"/proc/{self.pid}/ns/user", "/proc/self/ns/user"):
+                return self.uid
+            with open(f"/proc/{self.pid}/uid_map") as text:
+                ranges = [[int(number) for number in line.split()] for line in text]
+        except OSError:
+            return self.uid
+        return next((inner + self.uid - outer for inner, outer, n in ranges if outer <= self.uid < outer + n), self.uid)
+
     def sockets(self) -> Iterator[str]:
         """Where its agent's socket may be, likeliest first."""
         tried = set()
-        for uid in (self.uid, 0):
-            tried.add(path := f"{self._tmp()}/{places.PREFIX}{uid}/{self.inner_pid}{places.SOCKET}")
-            yield path
-        # Started by another user than it is now, or in a user namespace where users have other numbers.
-        for name in _list(self._tmp()):
-            path = f"{self._tmp()}/{name}/{self.inner_pid}{places.SOCKET}"
-            if name.startswith(places.PREFIX) and path not in tried:
+        for base in map(self.inside, places.BASES):
+            for uid in (self.inner_uid, 0):
+                tried.add(path := f"{base}/{places.PREFIX}{uid}/{self.inner_pid}{places.SOCKET}")
                 yield path
+        # Started by another user than it is now.
+        for base in map(self.inside, places.BASES):
+            for name in _list(base):
+                path = f"{base}/{name}/{self.inner_pid}{places.SOCKET}"
+                if name.startswith(places.PREFIX) and path not in tried:
+                    yield path
 
-    def _tmp(self) -> str:
+    def inside(self, path: str) -> str:
+        """An absolute path of the process, which may have another root, as ours."""
         root = f"/proc/{self.pid}/root"
-        return f"{root}/tmp" if os.access(root, os.X_OK) else "/tmp"
+        return root + path if os.access(root, os.X_OK) else path
 
 
 def examine(pid: int) -> Process:
