@@ -23,7 +23,7 @@ _LAUNCHER = """
 import ctypes, json, os, subprocess, sys
 world, command = json.loads(sys.argv[1]), sys.argv[2:]
 libc = ctypes.CDLL(None, use_errno=True)
-made, go, born, on = os.pipe(), os.pipe(), os.pipe(), os.pipe()
+made, go, on = os.pipe(), os.pipe(), os.pipe()
 child = os.fork()
 if child:
     os.close(made[1])
@@ -51,8 +51,6 @@ if inner:
     os.write(on[1], b"x")
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
 os.read(on[0], 1)
-for end in (*made, *go, *born, *on):
-    os.close(end)
 if world["ids"]:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
