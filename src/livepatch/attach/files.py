@@ -27,6 +27,7 @@ class Files:
 
     def __init__(self, process: Process) -> None:
         self.stem = f"{process.inner_pid}.{secrets.token_hex(4)}"
+        self.bundle = f"{self.stem}.agent"
         self._process = process
         self._user = owner(process.pid)
         self._uid = process.inner_uid
@@ -126,7 +127,7 @@ def files_for(process: Process) -> Iterator[Files]:
     try:
         yield files
     finally:
-        for suffix in ("zip", "failed"):
+        for suffix in ("agent", "failed"):
             files.remove(f"{files.stem}.{suffix}")
         files.close()
 
