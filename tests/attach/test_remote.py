@@ -8,7 +8,6 @@ import pytest
 from tests.agent.targets import Target, eventually
 
 from livepatch.attach import bundle, entry, remote
-from livepatch.attach.client import NotPrepared
 from livepatch.core import cpython
 from livepatch.core.model import LivepatchError
 
@@ -40,14 +39,6 @@ def refused(pid, timeout=0.5):
         entry.attach(pid, timeout=timeout)
     assert "\n" not in str(error.value)
     return error.value.symbol, str(error.value)
-
-
-@pytest.mark.skipif(cpython.REMOTE_EXEC, reason="this Python can be attached to")
-def test_an_older_python_is_refused_with_what_to_do():
-    with running("say('ready'); hear()") as target:
-        with pytest.raises(NotPrepared, match="start it with `livepatch run -- "):
-            entry.attach(target.pid)
-        assert files_of(target.pid) == []
 
 
 def test_a_prepared_process_is_just_connected_to():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from livepatch.core.model import LivepatchError
 
-from . import bundle, remote
+from . import bundle, remote, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
 from .processes import NoAccess, Process, alive
@@ -43,17 +43,18 @@ _WAITS = {
 }
 
 
-def attach(pid: int, *, timeout: float = TIMEOUT) -> Client:
-    """The agent of this process, brought into it if it is not there yet.
+def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Client:
+    """The agent of this process, brought into it if it is not there yet, by one of `way.METHODS`.
 
-    Raises NotPrepared if its Python is too old for that, NoAccess, or LivepatchError with the reason,
-    after which the process is as it was.
+    Raises NoAccess or LivepatchError with the reason, after which the process is as it was.
     """
     try:
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-        _require_remote_exec(unprepared)
+    ways = way.into(process, method)
+    if way.REMOTE_EXEC not in ways:
+        raise LivepatchError(errno.EOPNOTSUPP, "There is no pending call yet.")
     try:
         with files_for(process) as files:
             script = f"{files.stem}.py"
@@ -65,22 +66,6 @@ def attach(pid: int, *, timeout: float = TIMEOUT) -> Client:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
-
-
-def _require_remote_exec(unprepared: NotPrepared) -> None:
-    process = unprepared.process
-    if process.free_threaded:
-        raise LivepatchError(
-            errno.ENOEXEC, f"Process {process.pid} is a free-threaded Python, which livepatch does not support."
-        )
-    if not process.takes_remote_exec:
-        raise unprepared
-    if remote.disabled(process):
-        raise LivepatchError(
-            errno.EPERM,
-            f"Process {process.pid} was started with remote debugging disabled (PYTHON_DISABLE_REMOTE_DEBUG or"
-            " -X disable-remote-debug); start it without, or with `livepatch run -- ...`.",
-        )
 
 
 def _await_agent(process: Process, files: Files, timeout: float) -> Client:

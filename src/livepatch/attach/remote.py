@@ -13,7 +13,6 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from livepatch.core import cpython
@@ -61,7 +60,7 @@ def interpreter(process: Process) -> tuple[list[str], dict[str, Any]]:
     The target's own executable may be anybody's: it never gets another user's rights than the target has.
     """
     here = all(os.path.samefile(f"/proc/{process.pid}/{what}", f"/proc/self/{what}") for what in ("root", *_SPACES))
-    if here and cpython.REMOTE_EXEC and (3, process.minor) == cpython.VERSION:
+    if here and cpython.REMOTE_EXEC and process.version == cpython.VERSION:
         return [sys.executable], {}
     if "python" not in os.path.basename(process.executable):
         raise LivepatchError(
@@ -77,13 +76,3 @@ def interpreter(process: Process) -> tuple[list[str], dict[str, Any]]:
     enter = ["nsenter", f"--target={process.pid}", "--mount", "--pid", "--root", "--wd"]
     enter += [f"--setuid={process.uid}", f"--setgid={group}"] if os.geteuid() == 0 else []
     return [*enter, "--", process.executable.removeprefix(root)], {}
-
-
-def disabled(process: Process) -> bool:
-    if any("disable-remote-debug" in word or "disable_remote_debug" in word for word in process.command):
-        return True
-    try:
-        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(entry.startswith(b"PYTHON_DISABLE_REMOTE_DEBUG=") for entry in environment)
