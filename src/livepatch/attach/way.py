@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from . import seccomp
 from .processes import NoAccess, Process, closed, status
 
 AUTO, REMOTE_EXEC, PENDING_CALL = METHODS = ("auto", "remote_exec", "pending_call")
@@ -55,6 +56,8 @@ def into(process: Process, method: str = AUTO) -> tuple[str, ...]:
     _require_interpreter(process)
     _require_permission(process)
     _require_running(process, fields)
+    if sentence := seccomp.forbids(process.pid, trust=method != AUTO):
+        raise NoWay(errno.EPERM, "seccomp", sentence)
     found, refusals = [], []
     for name, require in _REQUIREMENTS.items():
         if method not in (AUTO, name):
