@@ -107,8 +107,10 @@ def know_main_thread(ident):
 try:
     know_main_thread({1})
     del know_main_thread
-    with open({0!a}, 'rb') as file:
-        script = file.read()
+    import posix  # each call may have to wait for the GIL: no more of them than need be
+    file = posix.open({0!a}, posix.O_RDONLY)
+    script = posix.read(file, 1 << 20)
+    posix.close(file)
     exec(script)
 except BaseException:
     pass
@@ -333,11 +335,13 @@ class Injection:
         if not self._has_room(registers.sp) or self._is_critical(registers.pc):
             return None
         call = registers.call()
-        if call is None or not call.interrupted:
+        if call is None:
             return Place(registers)
         owner = self._owner(registers)
         ours = owner is not None and self._python.owns(owner)
         visit = call.name in _READS or (call.name in _WRITES and ours) or call.name in _FOR_A_SIGNAL
+        if not call.interrupted:
+            return Place(registers, visit)
         interrupted = registers.interrupted()
         if call.resumes:
             # The rest of its time is known to the kernel only, and would be lost. An endless poll has none; the others
