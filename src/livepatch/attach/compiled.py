@@ -54,7 +54,7 @@ _BY_ITSELF = _COMPILER + "import sys\nsys.stdout.buffer.write(compiled(sys.stdin
 def for_process(process: Process, sources: Mapping[str, bytes]) -> bytes:
     """The modules compiled: the magic number, then a marshalled dictionary. b"" if no interpreter can be had."""
     data = marshal.dumps(dict(sources), 2)
-    if (3, process.minor) == cpython.VERSION and not process.free_threaded:
+    if process.version == cpython.VERSION and not process.free_threaded:
         return _kept(process, data, None)
     try:
         command, options = remote.interpreter(process)
