@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
@@ -15,10 +18,14 @@ from livepatch.core.model import LivepatchError
 from . import bundle, remote, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
+from .injector import Injector
 from .processes import NoAccess, Process, alive
 
 #: Seconds until the agent must have answered.
 TIMEOUT = 5.0
+
+#: Seconds after which a main thread that has not run a script is taken to be blocked.
+_AWAKE = 0.05
 
 #: What a main thread may wait in: how the kernel's name for the place begins, and what that means.
 _WAITS = {
@@ -44,54 +51,74 @@ _WAITS = {
 
 
 def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Client:
-    """The agent of this process, brought into it if it is not there yet, by one of `way.METHODS`.
+    """The agent of this process, brought into it within so many seconds if it is not there yet.
 
-    Raises NoAccess or LivepatchError with the reason, after which the process is as it was.
+    `method` is one of `way.METHODS`, to insist on one; by itself it is remote_exec where there is that, helped by a
+    pending call if the main thread does not run.
+
+    Raises NoAccess, or LivepatchError with the reason, after which the process is as it was.
     """
     try:
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
     ways = way.into(process, method)
-    if way.REMOTE_EXEC not in ways:
-        raise LivepatchError(errno.EOPNOTSUPP, "There is no pending call yet.")
     try:
-        with files_for(process) as files:
+        with files_for(process) as files, ExitStack() as stack:
             script = f"{files.stem}.py"
             files.write(files.bundle, bundle.agent(process))
             files.write(script, bundle.script(process, files).encode())
-            remote.request(process, files.inside(script))
-            return _await_agent(process, files, timeout)
+            inject = partial(Injector, process, files.inside(script), timeout)
+            if way.REMOTE_EXEC in ways:
+                remote.request(process, files.inside(script))
+            return _await_agent(process, files, timeout, stack, inject, ways)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _await_agent(process: Process, files: Files, timeout: float) -> Client:
+def _await_agent(
+    process: Process,
+    files: Files,
+    timeout: float,
+    stack: ExitStack,
+    inject: Callable[[], Injector],
+    ways: Collection[str],
+) -> Client:
+    remotely = way.REMOTE_EXEC in ways
     script = f"{files.stem}.py"
-    deadline = time.monotonic() + timeout
+    injector: Injector | None = None
+    began = time.monotonic()
     try:
         while True:
-            late = time.monotonic() >= deadline
+            waited = time.monotonic() - began
+            late = waited >= timeout
             if late:
                 files.empty(script)  # and look once more: it may have been read just before
+            if injector is None and way.PENDING_CALL in ways and waited >= (_AWAKE if remotely else 0):
+                injector = stack.enter_context(inject())
             try:
                 client = Client(process.pid)
             except NotPrepared:
                 pass
             else:
-                files.remove(script)
+                if remotely and injector is not None:
+                    files.empty(script)  # the interpreter may still have been told to read it
+                else:
+                    files.remove(script)
                 return client
             failure = files.read(f"{files.stem}.failed")
             if failure is not None:
                 files.remove(script)
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+            if injector is not None:
+                injector.check()
             if late:
                 raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(0.01)
     except BaseException:
-        if alive(process.pid):
+        if remotely and alive(process.pid):
             files.empty(script)
         else:
             files.remove(script)
