@@ -318,7 +318,7 @@ def test_the_agent_needs_no_other_call_than_those_listed(tmp_path):
     with confined(program, afterwards=script) as target:
         process = examine(target.pid)
         with files_for(process) as files:
-            files.write(f"{files.stem}.zip", bundle.agent_zip())
+            files.write(files.bundle, bundle.agent(process))
             files.write(f"{files.stem}.py", bundle.script(process, files).encode())
             target.say(files.inside(f"{files.stem}.py"))
             eventually(lambda: os.path.exists(f"/tmp/livepatch-{os.geteuid()}/{target.pid}.sock"))

@@ -115,7 +115,7 @@ class Server:
             sock = socket.socket(fileno=descriptor)
         except OSError:  # it went away again, or there is no descriptor left for it
             return
-        if not _may_speak(sock):
+        if not self._may_speak(sock):
             sock.close()
             return
         if len(self.connections) >= CONNECTIONS_LIMIT:
@@ -124,6 +124,22 @@ class Server:
         connection = Connection(self, sock)
         self.connections.append(connection)
         self.polled.register(sock, poll.READ, lambda: self.attend(connection))
+
+    def _may_speak(self, sock: socket.socket) -> bool:
+        """Whether the other end is root or our own user, as the kernel knows it.
+
+        Root of an outer user namespace has no number in ours. It is known by having come in all the same, through a
+        directory that is closed to everybody but us.
+        """
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _gid = struct.unpack("3i", credentials)
+        if uid in (0, os.geteuid()):
+            return True
+        try:
+            closed = places.directory_problem(os.lstat(os.path.dirname(self.path)), os.geteuid()) is None
+        except OSError:
+            return False
+        return closed and _has_no_number_here(pid, uid)
 
     def attend(self, connection: Connection) -> None:
         """The client sent something, or can take more of what it is owed."""
@@ -186,18 +202,14 @@ def _listen() -> tuple[socket.socket, str]:
     )
 
 
-def _may_speak(sock: socket.socket) -> bool:
-    """Whether the other end is root or our own user, as the kernel knows it."""
-    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return uid in (0, os.geteuid()) or (uid == _OVERFLOW_UID and _from_outside(pid, uid))
+def _has_no_number_here(pid: int, uid: int) -> bool:
+    """Whether this user is one whom our user namespace does not know.
 
-
-def _from_outside(pid: int, uid: int) -> bool:
-    """Whether the other end has no number in our user namespace, and so was let into the directory as an outer root.
-
-    A namespace that has a user with the very number that stands for those without one is in doubt, unless the other end
+    A namespace that has a user with the very number that stands for those leaves that in doubt, unless the other end
     is also outside of our pid namespace.
     """
+    if uid != _OVERFLOW_UID:
+        return False
     try:
         with open("/proc/self/uid_map") as text:
             ranges = [(int(first), int(count)) for first, _, count in map(str.split, text)]

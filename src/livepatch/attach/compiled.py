@@ -29,7 +29,7 @@ from pathlib import Path
 
 from livepatch.core import cpython
 
-from . import remote
+from . import beside
 from .processes import Process
 
 #: How many bytes the magic number at the beginning has.
@@ -57,7 +57,7 @@ def for_process(process: Process, sources: Mapping[str, bytes]) -> bytes:
     if process.version == cpython.VERSION and not process.free_threaded:
         return _kept(process, data, None)
     try:
-        command, options = remote.interpreter(process)
+        command, options = beside.interpreter(process)
     except OSError:
         return b""
     if command == [process.executable] and _only_ours(process.executable):

@@ -30,7 +30,7 @@ class Files:
         self.bundle = f"{self.stem}.agent"
         self._process = process
         self._user = owner(process.pid)
-        self._uid = process.inner_uid
+        self._uid = process.inner_owner[0]
         self._places: dict[str, str] = {}  # which of places.BASES a file is in
         self._base = places.BASES[0]  # where the last one went, and so the next
         self._directories: dict[str, int] = {}
@@ -62,11 +62,12 @@ class Files:
         )
 
     def read(self, name: str) -> str | None:
+        """What the target has written there; None as long as that is nothing."""
         for directory in self._directories.values():
             with suppress(OSError), acting_as(*self._user):
                 descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
                 with open(descriptor, encoding="utf-8", errors="replace") as file:
-                    return file.read(4096)
+                    return file.read(4096) or None
         return None
 
     def empty(self, name: str) -> None:

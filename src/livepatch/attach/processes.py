@@ -76,22 +76,22 @@ class Process:
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
     @property
-    def inner_uid(self) -> int:
-        """What the process calls its user, which may be another number in a user namespace of its own."""
+    def inner_owner(self) -> tuple[int, int]:
+        """The user and the group that the process acts as, by the numbers of its own user namespace."""
+        numbers = owner(self.pid)
         try:
             if os.path.samefile(f"/proc/{self.pid}/ns/user", "/proc/self/ns/user"):
-                return self.uid
-            with open(f"/proc/{self.pid}/uid_map") as text:
-                ranges = [[int(number) for number in line.split()] for line in text]
+                return numbers
         except OSError:
-            return self.uid
-        return next((inner + self.uid - outer for inner, outer, n in ranges if outer <= self.uid < outer + n), self.uid)
+            return numbers
+        return _inner(self.pid, "uid_map", numbers[0]), _inner(self.pid, "gid_map", numbers[1])
 
     def sockets(self) -> Iterator[str]:
         """Where its agent's socket may be, likeliest first."""
+        inner_uid = self.inner_owner[0]
         tried = set()
         for base in map(self.inside, places.BASES):
-            for uid in (self.inner_uid, 0):
+            for uid in (inner_uid, 0):
                 tried.add(path := f"{base}/{places.PREFIX}{uid}/{self.inner_pid}{places.SOCKET}")
                 yield path
         # Started by another user than it is now.
@@ -157,6 +157,16 @@ def require_python(pid: int) -> Process:
             errno.ENOEXEC, f"Process {pid} ({process.title[:60]}) is no Python; `livepatch ps` lists those that are."
         )
     return process
+
+
+def _inner(pid: int, name: str, number: int) -> int:
+    """What a user namespace calls a user or group of ours."""
+    try:
+        with open(f"/proc/{pid}/{name}") as text:
+            ranges = [tuple(map(int, line.split())) for line in text]
+    except OSError:
+        return number
+    return next((inner + number - outer for inner, outer, n in ranges if outer <= number < outer + n), number)
 
 
 def owner(pid: int) -> tuple[int, int]:
