@@ -13,10 +13,7 @@ from tests.attach.worlds import PREFIX, PYTHON, World, as_user, living
 from livepatch.attach import entry, processes
 from livepatch.attach.client import Client
 from livepatch.attach.files import files_for
-from livepatch.core import cpython
 from livepatch.core.model import LivepatchError
-
-pytestmark = pytest.mark.skipif(not cpython.REMOTE_EXEC, reason="this Python has no sys.remote_exec")
 
 #: Says its line, and works on while it is attached to.
 SCRIPT = """

@@ -23,6 +23,11 @@ _LAUNCHER = """
 import ctypes, json, os, subprocess, sys
 world, command = json.loads(sys.argv[1]), sys.argv[2:]
 libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x20000):
+    sys.exit(f"unshare: {os.strerror(ctypes.get_errno())}")
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+if world["prefix"] != "/usr":
+    subprocess.run(["mount", "--bind", world["prefix"], "/mnt"], check=True)
 made, go, on = os.pipe(), os.pipe(), os.pipe()
 child = os.fork()
 if child:
@@ -54,7 +59,7 @@ os.read(on[0], 1)
 if world["ids"]:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-subprocess.run(["sh", "-ec", world["setup"]], check=True, stdin=subprocess.DEVNULL)
+subprocess.run(["sh", "-ec", world["setup"] or ":"], check=True, stdin=subprocess.DEVNULL)
 if world["root"]:
     os.chroot(world["root"])
     os.chdir("/")
@@ -83,13 +88,8 @@ class World:
 def living(world: World, script: str, **options) -> Iterator[tuple[Target, int]]:
     """A target in such a world, and its pid here. The interpreter is found below /mnt, which every user can enter."""
     require_namespaces()
-    setup = f"mount --make-rprivate / && mount --bind {PREFIX} /mnt && {world.setup or ':'}"
-    if PREFIX == "/usr":
-        setup, python = f"mount --make-rprivate / && {world.setup or ':'}", PYTHON
-    else:
-        python = "/mnt" + PYTHON.removeprefix(PREFIX)
-    text = json.dumps({**asdict(world), "setup": setup})
-    # What the launcher runs by must be reachable for the owner of a world, too: it has been read by then.
+    python = PYTHON if PREFIX == "/usr" else "/mnt" + PYTHON.removeprefix(PREFIX)
+    text = json.dumps({**asdict(world), "prefix": PREFIX})
     with Target(script, command=[sys.executable, "-c", _LAUNCHER, text, python], **options) as target:
         pid = int(target.hear())
         try:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
 
-from . import bundle, remote, way
+from . import bundle, remote, seccomp, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
 from .injector import Injector
@@ -53,8 +53,8 @@ _WAITS = {
 def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Client:
     """The agent of this process, brought into it within so many seconds if it is not there yet.
 
-    `method` is one of `way.METHODS`, to insist on one; by itself it is remote_exec where there is that, helped by a
-    pending call if the main thread does not run.
+    `method` is one of `way.METHODS`: one way to insist on it, or the first that there is, helped by the second if the
+    main thread does not run.
 
     Raises NoAccess, or LivepatchError with the reason, after which the process is as it was.
     """
@@ -63,6 +63,9 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
     except NotPrepared as unprepared:
         process = unprepared.process
     ways = way.into(process, method)
+    calls = seccomp.AGENT if ways == (way.REMOTE_EXEC,) else (*seccomp.CODE, *seccomp.AGENT)
+    if refusal := seccomp.examine(pid, calls):
+        raise NoAccess(errno.EPERM, refusal)
     try:
         with files_for(process) as files, ExitStack() as stack:
             script = f"{files.stem}.py"

@@ -1,12 +1,12 @@
-"""Whether a process's system call filters (seccomp) let an attach happen, told before anything is touched.
+"""Whether a process's system call filters (seccomp) let an attach happen, told before anything is done to it.
 
 A filter answers each system call by letting it through, by an error, or by killing the process. What an attach makes
 a thread call, and what the agent calls afterwards in a thread that inherits the filters, is known and listed here; so
 each of these can be put to the filters themselves, which are small programs (classic BPF) over the number and the
 arguments of a call.
 
-Only a root whom nothing confines may read the filters, and only of a thread that it has stopped
-(`PTRACE_SECCOMP_GET_FILTER`). Everybody else sees how many there are, in `/proc/PID/status`. Containers have filters
+Only a root whom nothing confines may read the filters, and only of a thread that it has stopped (`filters.py`).
+Everybody else sees how many there are, in `/proc/PID/status`. Containers have filters
 as a rule, and these let an attach pass; nobody wants to be refused there. So a process that has as many as we have is
 taken to have the same, those of the container that both live in: this command makes the same calls and lives. A process
 that has more has put itself, or has been put, under one that we know nothing of. Many kill, so it is refused; whoever
@@ -15,10 +15,18 @@ knows better insists on a method.
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from .processes import status
+
+#: Seconds that the reading of filters may take: as long as the kernel does not let the thread stop.
+_TIMEOUT = 5.0
 
 #: For `arch` of struct seccomp_data.
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -107,19 +115,22 @@ _ALLOW, _LOG = 0x7FFF, 0x7FFC
 _ERRNO, _SUPERVISOR, _TRACER = 0x0005, 0x7FC0, 0x7FF0
 _ENOSYS = 38
 
+_CAP_SYS_ADMIN = 21
 
-def forbids(pid: int) -> str | None:
+
+def forbids(pid: int, *, trust: bool = False) -> str | None:
     """Why this process's filters rule out an attach, or may do so, as far as that is known without touching it.
 
-    None where there are none, where they are ours, and where we may read them: then `forbids_stopped` knows.
+    None where there are none, where they are ours, and where we may read them: then `examine` knows. `trust` those that
+    nobody here can read.
     """
-    theirs, ours = _status(pid), _status("self")
+    theirs, ours = _status(pid), _status(os.getpid())
     if theirs.mode == 1:
         return (
             f"Process {pid} may make no system calls but read and write (strict seccomp), so nothing can be brought"
             " into it; start it without."
         )
-    if theirs.mode == 0 or theirs == ours or _may_read(ours):
+    if trust or theirs.mode == 0 or theirs == ours or _may_read(ours):
         return None
     return (
         f"Process {pid} runs under a system call filter (seccomp) that cannot be read from here and may kill it for"
@@ -127,21 +138,31 @@ def forbids(pid: int) -> str | None:
     )
 
 
-def forbids_stopped(pid: int, architecture: str, calls: Iterable[Call]) -> str | None:
-    """What `forbids` says of a process whose main thread the caller traces and has stopped."""
-    if _status(pid).mode == 0:
+def examine(pid: int, calls: Iterable[Call]) -> str | None:
+    """What `forbids` leaves open: what the filters say, where we may read them. Stops the main thread for a moment."""
+    if _status(pid).mode != 2 or not _may_read(_status(os.getpid())):
         return None
     try:
-        filters = read_filters(pid)
+        filters = read(pid)
     except OSError:
-        return forbids(pid)
+        return None
     for call in calls:
-        if problem := problem_with(call, architecture, filters):
+        if problem := problem_with(call, os.uname().machine, filters):
             return (
                 f"Process {pid} runs under a system call filter (seccomp) that {problem} {call.name}, which an attach"
                 " needs; allow it there (systemd: SystemCallFilter=, containers: the seccomp profile)."
             )
     return None
+
+
+def read(pid: int) -> list[bytes]:
+    """The filters of a process's main thread, oldest first. Raises OSError if they cannot be read."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("filters.py")), str(pid)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env={}, check=True)
+    except subprocess.SubprocessError as error:
+        raise OSError(str(error)) from None
+    return [bytes.fromhex(line) for line in done.stdout.split()]
 
 
 def problem_with(call: Call, architecture: str, filters: Sequence[bytes]) -> str | None:
@@ -183,47 +204,18 @@ class _Status(NamedTuple):
     filters: int
 
 
-def _status(pid: int | str) -> _Status:
-    fields = {"Seccomp": "0"}
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            fields[name] = value.strip()
-    except OSError:  # it has ended, which others say better
-        pass
-    return _Status(int(fields["Seccomp"]), int(fields.get("Seccomp_filters", "1")))
+def _status(pid: int) -> _Status:
+    fields = status(pid)
+    return _Status(int(fields.get("Seccomp", "0")), int(fields.get("Seccomp_filters", "1")))
 
 
 def _may_read(ours: _Status) -> bool:
     """Whether the kernel would show us a filter: to CAP_SYS_ADMIN outside of user namespaces and under no filter."""
     try:
-        status = Path("/proc/self/status").read_text()
         everybody = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
     except OSError:
         return False
-    capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
-    return ours.mode == 0 and everybody and bool(capabilities & 1 << 21)
-
-
-def read_filters(tid: int) -> list[bytes]:
-    """The programs of a thread that the caller traces and has stopped. Raises OSError if they may not be read."""
-    import ctypes
-    import errno
-    import os
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.restype = ctypes.c_long
-    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-    found: list[bytes] = []
-    program = ctypes.create_string_buffer(8 * 4096)
-    while True:
-        length = libc.ptrace(0x420C, tid, len(found), program)  # PTRACE_SECCOMP_GET_FILTER
-        if length < 0:
-            number = ctypes.get_errno()
-            if number == errno.ENOENT:
-                return found
-            raise OSError(number, os.strerror(number))
-        found.append(program.raw[: 8 * length])
+    return ours.mode == 0 and everybody and bool(int(status(os.getpid())["CapEff"], 16) & 1 << _CAP_SYS_ADMIN)
 
 
 def run(program: bytes, data: bytes) -> int:

@@ -32,7 +32,6 @@ _ELF_NAMES = {3: "i386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "x86_64", 18
 _HELPER = re.compile(rb"\0livepatch-attach\0")
 
 _CAP_SYS_PTRACE = 19
-_STRICT = "1"
 _YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 _PREPARE = "start it with `livepatch run -- ...`"
 
@@ -57,10 +56,8 @@ def into(process: Process, method: str = AUTO) -> tuple[str, ...]:
     _require_interpreter(process)
     _require_permission(process)
     _require_running(process, fields)
-    # What a filter does that cannot be read is for the user to know, who says so by insisting on a method.
-    filtered = seccomp.forbids(process.pid) if method == AUTO or fields.get("Seccomp") == _STRICT else None
-    if filtered:
-        raise NoWay(errno.EPERM, "seccomp", filtered)
+    if sentence := seccomp.forbids(process.pid, trust=method != AUTO):
+        raise NoWay(errno.EPERM, "seccomp", sentence)
     found, refusals = [], []
     for name, require in _REQUIREMENTS.items():
         if method not in (AUTO, name):
