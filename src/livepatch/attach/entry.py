@@ -17,6 +17,7 @@ from livepatch.core.model import LivepatchError
 from . import bundle, remote, seccomp, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
+from .injection import HELP, RUN, WAKE
 from .injector import Injector
 from .processes import NoAccess, Process, alive
 
@@ -79,7 +80,7 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
 def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
     script = f"{files.stem}.py"
     remotely = way.REMOTE_EXEC in ways
-    what = "run" if way.PENDING_CALL in ways else "wake"
+    mode = RUN if not remotely else HELP if way.PENDING_CALL in ways else WAKE
     injector: Injector | None = None
     began = time.monotonic()
     try:
@@ -91,7 +92,7 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
                 if left <= 0:
                     files.empty(script)  # and look once more: it may have been read just before
                 if injector is None and (not remotely or left < timeout - _AWAKE):
-                    injector = stack.enter_context(Injector(process, files.inside(script), timeout, what=what))
+                    injector = stack.enter_context(Injector(process, files.inside(script), timeout, mode=mode))
                 try:
                     client = Client(process.pid, timeout=max(left, 1.0))
                 except NotPrepared:
@@ -106,7 +107,7 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
                 if failure is not None:
                     files.remove(script)
                     raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-                if injector is not None and what == "run":
+                if injector is not None and mode != WAKE:
                     injector.done()
                 if left <= 0:
                     raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
