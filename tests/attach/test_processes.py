@@ -151,7 +151,7 @@ def test_one_of_another_user():
         ("/srv/x/_json.cpython-37m-x86_64-linux-gnu.so", "3.7"),
         ("/usr/lib/libpython3.12d.so.1.0", "3.12"),
         ("/usr/bin/pypy3.10", "PyPy 3.10"),
-        ("/opt/pypy/bin/libpypy3.10-c.so", "PyPy 3.10"),
+        ("/srv/pypy/bin/libpypy3.10-c.so", "PyPy 3.10"),
         ("/usr/lib/x86_64-linux-gnu/libpypy3-c.so (deleted)", "PyPy 3"),
         ("/usr/bin/python4", None),
         ("/srv/pypy3.10/notes.txt", None),

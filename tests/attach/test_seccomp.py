@@ -302,12 +302,11 @@ def test_the_agent_needs_no_other_call_than_those_listed(tmp_path):
         process = examine(target.pid)
         with files_for(process) as files:
             files.write(files.bundle, bundle.agent(process))
-            files.write(f"{files.stem}.py", bundle.script(process, files).encode())
-            target.say(files.inside(f"{files.stem}.py"))
+            files.write(files.script, bundle.script(process, files).encode())
+            target.say(files.inside(files.script))
             eventually(lambda: os.path.exists(f"/tmp/livepatch-{os.geteuid()}/{target.pid}.sock"))
             with Client(target.pid) as client:
                 assert client.send_file("load", patch)["enabled"]
                 assert client.call("tasks")
                 target.say("?")
                 assert target.hear() == "new"
-                files.remove(f"{files.stem}.py")

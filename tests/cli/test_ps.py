@@ -82,6 +82,7 @@ def test_one_in_transition_and_one_that_is_disabled(lp, occupied, patch):
 
 
 def test_one_that_was_not_prepared_is_not_touched(lp, plain):
+    eventually(lambda: "running" not in Path(f"/proc/{plain.pid}/syscall").read_text())  # it sits in `hear`
     before = Path(f"/proc/{plain.pid}/status").read_text()
     found, cells = listed(lp, plain.pid)
     assert found["agent"] == "attachable"

@@ -37,12 +37,10 @@ def livepatch_attach():
             from _frozen_importlib_external import MAGIC_NUMBER
             with open({bundle!r}, "rb") as file:
                 sources, magic, modules = marshal.loads(file.read())
-            compiled = magic == MAGIC_NUMBER
-            modules = marshal.loads(modules) if compiled else sources
-            arrival = modules.pop("attach/arrival.py")
+            modules = marshal.loads(modules) if magic == MAGIC_NUMBER else sources
             names = {{"__name__": "livepatch.attach.arrival"}}
-            exec(marshal.loads(arrival) if compiled else arrival, names)
-            names["arrive"](modules, compiled, threads)
+            exec(modules.pop("attach/arrival.py"), names)
+            names["arrive"](modules, threads)
         except BaseException as error:
             try:
                 if os.path.exists({bundle!r}):  # else nobody waits for us any more
@@ -89,10 +87,8 @@ def _sources(package: Path) -> list[Path]:
 
 
 def script(process: Process, files: Files) -> str:
-    return _SCRIPT.format(
-        pid=process.inner_pid, bundle=files.inside(files.bundle), failure=files.inside(f"{files.stem}.failed")
-    )
+    return _SCRIPT.format(pid=process.inner_pid, bundle=files.inside(files.bundle), failure=files.inside(files.failure))
 
 
-def request(files: Files, request: str, script: str) -> str:
-    return _REQUEST.format(request=files.inside(request), script=files.inside(script))
+def request(files: Files) -> str:
+    return _REQUEST.format(request=files.inside(files.request), script=files.inside(files.script))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
@@ -20,6 +19,7 @@ from livepatch.core.model import LivepatchError
 from . import bundle, remote, seccomp, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
+from .injection import HELP, RUN, WAKE
 from .injector import Injector
 from .processes import NoAccess, Process, alive
 
@@ -69,16 +69,12 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
     if refusal := seccomp.examine(pid, calls):
         raise NoAccess(errno.EPERM, refusal)
     try:
-        with _alone(process, timeout), files_for(process) as files, ExitStack() as stack:
+        with _alone(process, timeout), files_for(process) as files:
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
-            script = f"{files.stem}.py"
             files.write(files.bundle, bundle.agent(process))
-            files.write(script, bundle.script(process, files).encode())
-            remotely = way.REMOTE_EXEC in ways and _ask(process, files, script, way.PENDING_CALL not in ways)
-            what = "wake" if way.PENDING_CALL not in ways else "run"
-            inject = partial(Injector, process, files.inside(script), timeout, what=what)
-            return _await_agent(process, files, timeout, stack, inject, _AWAKE if remotely else 0.0)
+            files.write(files.script, bundle.script(process, files).encode())
+            return _await_agent(process, files, ways, timeout)
     except OSError:
         if alive(pid):
             raise
@@ -103,44 +99,41 @@ def _alone(process: Process, timeout: float) -> Iterator[None]:
         yield
 
 
-def _ask(process: Process, files: Files, script: str, only_way: bool) -> bool:
+def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
+    asked = way.REMOTE_EXEC in ways and _ask(process, files, way.PENDING_CALL not in ways)
+    mode = RUN if not asked else HELP if way.PENDING_CALL in ways else WAKE
+    injector: Injector | None = None
+    began = time.monotonic()
+    with ExitStack() as stack:
+        while True:
+            left = began + timeout - time.monotonic()
+            if left <= 0:
+                files.remove(files.script)  # and look once more: it may have been read just before
+            if injector is None and (not asked or left < timeout - _AWAKE):
+                injector = stack.enter_context(Injector(process, files.inside(files.script), timeout, mode=mode))
+            with suppress(NotPrepared):
+                return Client(process.pid, timeout=max(left, 1.0))
+            failure = files.read(files.failure)
+            if failure is not None:
+                raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+            if injector is not None and mode != WAKE:
+                injector.done()
+            if left <= 0:
+                raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+            time.sleep(0.01)
+
+
+def _ask(process: Process, files: Files, only_way: bool) -> bool:
     """Whether the interpreter could be asked to run the script. Raises LivepatchError if that is the only way."""
-    request = files.request
-    files.write(request, bundle.request(files, request, script).encode())
+    files.write(files.request, bundle.request(files).encode())
     try:
-        remote.request(process, files.inside(request))
+        remote.request(process, files.inside(files.request))
     except BaseException as error:
-        files.remove(request)
+        files.remove(files.request)
         if only_way or not isinstance(error, LivepatchError):
             raise
         return False
     return True
-
-
-def _await_agent(
-    process: Process, files: Files, timeout: float, stack: ExitStack, inject: Callable[[], Injector], patience: float
-) -> Client:
-    injector: Injector | None = None
-    began = time.monotonic()
-    while True:
-        waited = time.monotonic() - began
-        late = waited >= timeout
-        if late:
-            files.remove(f"{files.stem}.py")  # and look once more: it may have been read just before
-        if injector is None and waited >= patience:
-            injector = stack.enter_context(inject())
-        try:
-            return Client(process.pid)
-        except NotPrepared:
-            pass
-        failure = files.read(f"{files.stem}.failed")
-        if failure is not None:
-            raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-        if injector is not None:
-            injector.done()
-        if late:
-            raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
-        time.sleep(0.01)
 
 
 def _blocked(process: Process, timeout: float) -> str:

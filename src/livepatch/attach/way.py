@@ -28,8 +28,8 @@ AUTO, REMOTE_EXEC, PENDING_CALL = METHODS = ("auto", "remote_exec", "pending_cal
 PROCESSORS = ("x86_64",)
 _ELF_NAMES = {3: "i386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
-#: The command line of the process that traces for us, see helper.py.
-_HELPER = re.compile(rb"livepatch[./]attach[./]helper")
+#: On the command line of every process that traces for us, see injection.MARK.
+_HELPER = re.compile(rb"\0livepatch-attach\0")
 
 _CAP_SYS_PTRACE = 19
 _YAMA = "/proc/sys/kernel/yama/ptrace_scope"
@@ -186,14 +186,14 @@ def _require_pending_call(process: Process, fields: dict[str, str]) -> None:
             "traced",
             f"is traced by {_tracer(fields)}, and the kernel allows only one tracer: end that and try again",
         )
-    # On 3.13 alone a breakpoint may be needed, and the kernel ends a process that cannot get its signal.
+    # From 3.13 on a breakpoint may be needed, for which the kernel would change how the process treats its signal.
     trap = 1 << (signal.SIGTRAP - 1)
     for field, verb in (("SigBlk", "blocks"), ("SigIgn", "ignores")):
-        if process.version == (3, 13) and int(fields[field], 16) & trap:
+        if process.version >= (3, 13) and int(fields[field], 16) & trap:
             raise refuse(
                 errno.EOPNOTSUPP,
                 "SIGTRAP",
-                f"{verb} the signal SIGTRAP, so that a breakpoint would end it",
+                f"{verb} the signal SIGTRAP, so that a breakpoint could end it",
             )
 
 
