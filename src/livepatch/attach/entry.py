@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,8 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
             script = f"{files.stem}.py"
             files.write(files.bundle, bundle.agent(process))
             files.write(script, bundle.script(process, files).encode())
-            inject = partial(Injector, process, files.inside(script), timeout)
+            what = "run" if way.PENDING_CALL in ways else "wake"
+            inject = partial(Injector, process, files.inside(script), timeout, what=what)
             if way.REMOTE_EXEC in ways:
                 remote.request(process, files.inside(script))
             return _await_agent(process, files, timeout, stack, inject, ways)
@@ -99,7 +100,7 @@ def _await_agent(
             late = waited >= timeout
             if late:
                 files.empty(script)  # and look once more: it may have been read just before
-            if injector is None and way.PENDING_CALL in ways and waited >= (_AWAKE if remotely else 0):
+            if injector is None and waited >= (_AWAKE if remotely else 0):
                 injector = stack.enter_context(inject())
             try:
                 client = Client(process.pid)
@@ -115,8 +116,8 @@ def _await_agent(
             if failure is not None:
                 files.remove(script)
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-            if injector is not None:
-                injector.check()
+            if injector is not None and way.PENDING_CALL in ways:  # one that only wakes may fail: it is not the way
+                injector.done()
             if late:
                 raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(0.01)

@@ -6,8 +6,8 @@ on the processors of `PROCESSORS`). `entry` takes them in the order given here.
 
 All of this is read from `/proc`: nothing is touched, so `livepatch ps` can ask it of every process, and an attach can
 before it writes any file. It may be out of date a moment later. So it is a courtesy, not a protection: whoever acts on
-it still meets the kernel's own refusals, and what cannot be seen from outside (an interpreter that is just starting or
-ending, no free debug register).
+it still meets the kernel's own refusals, and what cannot be seen from outside or changes all the time: an interpreter
+that is just starting or ending, or one that is busy when a breakpoint is needed and there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 
@@ -186,15 +185,6 @@ def _require_pending_call(process: Process, fields: dict[str, str]) -> None:
             "traced",
             f"is traced by {_tracer(fields)}, and the kernel allows only one tracer: end that and try again",
         )
-    # From 3.13 on a breakpoint may be needed, for which the kernel would change how the process treats its signal.
-    trap = 1 << (signal.SIGTRAP - 1)
-    for field, verb in (("SigBlk", "blocks"), ("SigIgn", "ignores")):
-        if process.version >= (3, 13) and int(fields[field], 16) & trap:
-            raise refuse(
-                errno.EOPNOTSUPP,
-                "SIGTRAP",
-                f"{verb} the signal SIGTRAP, so that a breakpoint could end it",
-            )
 
 
 _REQUIREMENTS: dict[str, Callable[[Process, dict[str, str]], None]] = {
