@@ -396,11 +396,13 @@ def test_one_that_somebody_traces(sleeper):
 
 
 @needs_processor
-def test_another_attach_is_no_tracer(sleeper):
-    """Both are about to get the same agent."""
-    arguments = (str(sleeper.pid), "0", "livepatch-attach", "x")
+@pytest.mark.parametrize("interrupt", ["0", "1"])
+def test_another_attach_is_no_tracer(sleeper, interrupt):
+    """Both are about to get the same agent. It may have stopped the process at this very instant."""
+    arguments = (str(sleeper.pid), interrupt, "livepatch-attach", "x")
     with Target(TRACER.replace("sys.argv[1:]", "sys.argv[1:3]"), arguments=arguments) as tracer:
         tracer.hear()
+        eventually(lambda: processes.status(sleeper.pid)["State"].startswith("t" if interrupt == "1" else "S"))
         assert into(sleeper.pid) == AUTO
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
@@ -18,6 +17,7 @@ from livepatch.core.model import LivepatchError
 from . import bundle, remote, seccomp, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
+from .injection import HELP, RUN, WAKE
 from .injector import Injector
 from .processes import NoAccess, Process, alive
 
@@ -67,60 +67,51 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
     if refusal := seccomp.examine(pid, calls):
         raise NoAccess(errno.EPERM, refusal)
     try:
-        with files_for(process) as files, ExitStack() as stack:
-            script = f"{files.stem}.py"
+        with files_for(process) as files:
             files.write(files.bundle, bundle.agent(process))
-            files.write(script, bundle.script(process, files).encode())
-            what = "run" if way.PENDING_CALL in ways else "wake"
-            inject = partial(Injector, process, files.inside(script), timeout, what=what)
-            if way.REMOTE_EXEC in ways:
-                remote.request(process, files.inside(script))
-            return _await_agent(process, files, timeout, stack, inject, ways)
+            files.write(f"{files.stem}.py", bundle.script(process, files).encode())
+            return _await_agent(process, files, ways, timeout)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _await_agent(
-    process: Process,
-    files: Files,
-    timeout: float,
-    stack: ExitStack,
-    inject: Callable[[], Injector],
-    ways: Collection[str],
-) -> Client:
-    remotely = way.REMOTE_EXEC in ways
+def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
     script = f"{files.stem}.py"
+    remotely = way.REMOTE_EXEC in ways
+    mode = RUN if not remotely else HELP if way.PENDING_CALL in ways else WAKE
     injector: Injector | None = None
     began = time.monotonic()
     try:
-        while True:
-            waited = time.monotonic() - began
-            late = waited >= timeout
-            if late:
-                files.empty(script)  # and look once more: it may have been read just before
-            if injector is None and waited >= (_AWAKE if remotely else 0):
-                injector = stack.enter_context(inject())
-            try:
-                client = Client(process.pid)
-            except NotPrepared:
-                pass
-            else:
-                if remotely and injector is not None:
-                    files.empty(script)  # the interpreter may still have been told to read it
+        with ExitStack() as stack:
+            if remotely:
+                remote.request(process, files.inside(script))
+            while True:
+                left = began + timeout - time.monotonic()
+                if left <= 0:
+                    files.empty(script)  # and look once more: it may have been read just before
+                if injector is None and (not remotely or left < timeout - _AWAKE):
+                    injector = stack.enter_context(Injector(process, files.inside(script), timeout, mode=mode))
+                try:
+                    client = Client(process.pid, timeout=max(left, 1.0))
+                except NotPrepared:
+                    pass
                 else:
+                    if remotely and injector is not None:
+                        files.empty(script)  # the interpreter may still have been told to read it
+                    else:
+                        files.remove(script)
+                    return client
+                failure = files.read(f"{files.stem}.failed")
+                if failure is not None:
                     files.remove(script)
-                return client
-            failure = files.read(f"{files.stem}.failed")
-            if failure is not None:
-                files.remove(script)
-                raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-            if injector is not None and way.PENDING_CALL in ways:  # one that only wakes may fail: it is not the way
-                injector.done()
-            if late:
-                raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
-            time.sleep(0.01)
+                    raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+                if injector is not None and mode != WAKE:
+                    injector.done()
+                if left <= 0:
+                    raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+                time.sleep(0.01)
     except BaseException:
         if remotely and alive(process.pid):
             files.empty(script)

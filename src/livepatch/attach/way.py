@@ -143,7 +143,7 @@ def _require_running(process: Process, fields: dict[str, str]) -> None:
         raise NoWay(
             errno.EAGAIN, "stopped", f"Process {pid} is stopped; let it go on with `kill -CONT {pid}` and try again."
         )
-    if state == "t":
+    if state == "t" and not _is_ours(fields):
         raise NoWay(
             errno.EAGAIN,
             "stopped",
@@ -179,7 +179,7 @@ def _require_pending_call(process: Process, fields: dict[str, str]) -> None:
         raise refuse(errno.ENOEXEC, "musl", "has the C library musl, for which livepatch knows no way in")
     if "shstk" in fields.get("x86_Thread_features", ""):
         raise refuse(errno.ENOEXEC, "shadow stack", "has shadow stacks (CET), which let no call be put in between")
-    if fields["TracerPid"] != "0" and not _is_ours(int(fields["TracerPid"])):
+    if fields["TracerPid"] != "0" and not _is_ours(fields):
         raise refuse(
             errno.EBUSY,
             "traced",
@@ -227,13 +227,13 @@ def _tracer(fields: dict[str, str]) -> str:
         return "another process"
 
 
-def _is_ours(tracer: int) -> bool:
+def _is_ours(fields: dict[str, str]) -> bool:
     """Another attach is at work there: its agent will do for both."""
     try:
-        with open(f"/proc/{tracer}/cmdline", "rb") as file:
+        with open(f"/proc/{fields['TracerPid']}/cmdline", "rb") as file:
             return _HELPER.search(file.read()) is not None
-    except OSError:
-        return False
+    except OSError:  # it is gone, and traces no more
+        return True
 
 
 def _built_for(process: Process) -> tuple[int, str]:
