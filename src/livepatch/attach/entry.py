@@ -64,10 +64,7 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-    ways = way.into(process, method)
-    calls = seccomp.AGENT if ways == (way.REMOTE_EXEC,) else (*seccomp.CODE, *seccomp.AGENT)
-    if refusal := seccomp.examine(pid, calls):
-        raise NoAccess(errno.EPERM, refusal)
+    ways = _through_filters(pid, way.into(process, method))
     try:
         with _alone(process, timeout), files_for(process) as files:
             with suppress(NotPrepared):
@@ -79,6 +76,18 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
+
+
+def _through_filters(pid: int, ways: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the ways that the process's system call filters leave. Raises NoAccess if that is none."""
+    refusal = seccomp.examine(pid, seccomp.AGENT)
+    if not refusal and way.PENDING_CALL in ways:
+        refusal = seccomp.examine(pid, seccomp.CODE)
+        if refusal and way.REMOTE_EXEC in ways:
+            return (way.REMOTE_EXEC,)
+    if refusal:
+        raise NoAccess(errno.EPERM, refusal)
+    return ways
 
 
 @contextmanager
