@@ -1,9 +1,9 @@
 """Programs to be attached to, each of which finds out whether it was harmed.
 
 A victim does one thing in its main thread, again and again or for ever, and checks every result. It knows nothing of
-livepatch. What can be seen from outside is compared from outside, before and after: signal masks and dispositions, traps
-that are pending, tracers, executable memory of nobody's file, zombies. So a victim that is hung, dead, wrong, or merely
-not as it was, is told apart from a healthy one without its help.
+livepatch. What can be seen from outside is compared from outside, before and after: signal masks and dispositions,
+traps that are pending, tracers, executable memory of nobody's file, zombies. So a victim that is hung, dead, wrong, or
+merely not as it was, is told apart from a healthy one without its help.
 
 Nothing may change what the main thread does only because we look: its progress is a number in memory that both sides
 have mapped, and the order to end is another, beside an end of file on standard input for those that wait for that. Only
@@ -147,12 +147,12 @@ VICTIMS = {
     """),
     "imports": _busy("""
         import importlib, tempfile, shutil
-        folder = tempfile.mkdtemp(dir=os.environ.get("VICTIM_FOLDER"))
+        folder = tempfile.mkdtemp()
         sys.path.insert(0, folder)
         sys.dont_write_bytecode = True
         for i in range(20):
             with open(f"{folder}/victim_{i}.py", "w") as file:
-                file.write(f"import time\\ntime.sleep(0.001)\\nimport victim_{i + 1}\\n" if i < 19 else "last = True\\n")
+                file.write(f"import time; time.sleep(0.001); import victim_{i + 1}\\n" if i < 19 else "last = True\\n")
                 file.write("def f(): return __name__\\n" * 20)
         ready()
         while going():
@@ -175,8 +175,8 @@ VICTIMS = {
         number = 3 ** 20000
         floats = [math.sqrt(i) for i in range(2000)]
         def everything():
-            return (hashlib.sha256(block).digest(), zlib.crc32(block), block.count(b"\\x00\\x01"), number * number % 1000003,
-                    sum(floats), math.fsum(floats), sorted(floats, reverse=True)[:5])
+            return (hashlib.sha256(block).digest(), zlib.crc32(block), block.count(b"\\x00\\x01"),
+                    number * number % 1000003, sum(floats), math.fsum(floats), sorted(floats, reverse=True)[:5])
         wanted = everything()
         ready()
         while going(): check(everything(), wanted)
@@ -269,6 +269,8 @@ VICTIMS = {
         check(subprocess.run(["sh", "-c", "cat; exit 7"]).returncode, 7)
     """),
     "forks": _busy("""
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)     # of the fork of a process that has threads: the agent's
         ready()
         while going():
             pid = os.fork()
@@ -391,8 +393,9 @@ VICTIMS = {
 class Running:
     """A victim that runs, and what it was like before anybody touched it."""
 
-    def __init__(self, victim: Victim, command: tuple[str, ...] = PLAIN, env: dict[str, str] | None = None) -> None:
+    def __init__(self, victim: Victim, command: tuple[str, ...] = PLAIN, *, patience: float = PATIENCE) -> None:
         self._victim = victim
+        self._patience = patience
         shared = os.memfd_create("victim")
         os.truncate(shared, mmap.PAGESIZE)
         self._memory = mmap.mmap(shared, mmap.PAGESIZE)
@@ -402,11 +405,10 @@ class Running:
         with theirs:
             self.process = subprocess.Popen(
                 [*command, "-c", program],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[shared],
-                env=None if env is None else {**os.environ, **env},
             )
         os.close(shared)
         self.pid = self.process.pid
@@ -430,9 +432,16 @@ class Running:
         self._shared.release()
         self._memory.close()
 
+    def verdict(self) -> tuple[str, str]:
+        """End it, and say whether it is healthy, wrong, hung or dead, and why."""
+        harm = self.harm() + self.finish()
+        dead = self.process.poll() is not None and self.process.returncode != 0
+        fate = "dead" if dead else "hung" if self.process.poll() is None else "wrong" if harm else "healthy"
+        return fate, "; ".join(harm)
+
     def harm(self) -> list[str]:
         """What is not as it was before, as far as that can be seen while it runs."""
-        if not _eventually(lambda: _outside(self.pid) == self._before):
+        if not self._eventually(lambda: _outside(self.pid) == self._before):
             after = _outside(self.pid)
             return [
                 f"{what}: {after.get(what)!r}, was {was!r}"
@@ -440,7 +449,7 @@ class Running:
                 if after.get(what) != was
             ]
         start = self._shared[_PROGRESS]
-        if self._victim.moves and not _eventually(
+        if self._victim.moves and not self._eventually(
             lambda: self._shared[_PROGRESS] > start or self.process.poll() is not None
         ):
             return ["it does not go on"]
@@ -456,7 +465,7 @@ class Running:
         if said != "right":
             return [f"{said or 'it says nothing'} {self._errors()}".strip()]
         try:
-            status = self.process.wait(PATIENCE)
+            status = self.process.wait(self._patience)
         except subprocess.TimeoutExpired:
             return ["it does not end"]
         errors = self._errors()
@@ -464,17 +473,17 @@ class Running:
 
     def _at_rest(self) -> dict[str, object]:
         """What it is like apart from the moments in which a call of its own changes that: what is seen most often."""
-        assert _eventually(lambda: self._victim.moves or _state(str(self.pid)) == "S")
+        assert self._eventually(lambda: self._victim.moves or _state(str(self.pid)) == "S")
         seen = []
         for _ in range(5):
             time.sleep(0.003)
             seen.append(_outside(self.pid))
-        return {**max(seen, key=seen.count), "zombies": 0}
+        return {**max(seen, key=lambda looks: sum(looks == other for other in seen)), "zombies": 0}
 
     def _hear(self) -> str:
         """The next line that it says; empty if it is hung or has ended."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._patience
         while b"\n" not in self._said:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
@@ -483,6 +492,15 @@ class Running:
             self._said += data
         line, _, self._said = self._said.partition(b"\n")
         return line.decode()
+
+    def _eventually(self, condition: Callable[[], object]) -> bool:
+        """Whether it comes true before patience ends."""
+        deadline = time.monotonic() + self._patience
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def _errors(self) -> str:
         """What it said on standard error, and how it ended, if it has."""
@@ -511,7 +529,8 @@ def _outside(pid: int) -> dict[str, object]:
         "tracer": status["TracerPid"],
         "stopped": status["State"][0] in "tTZX",
         "trap pending": bool((int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)) & trap),
-        **{what: status[what] for what in ("SigBlk", "SigIgn", "SigCgt")},
+        # Without those two that the C library keeps to itself, and sets up when it makes the first thread.
+        **{what: f"{int(status[what], 16) & ~(3 << 31):x}" for what in ("SigBlk", "SigIgn", "SigCgt")},
         "executable memory of no file": len(re.findall(r"^\S+ ..x. \S+ \S+ 0 *$", maps, re.MULTILINE)),
         "our files mapped": sorted(set(re.findall(r"\S*/livepatch-\d+/.*", maps))),
         "our files open": sorted(name for name in files if "/livepatch-" in name),
@@ -529,13 +548,3 @@ def _state(pid: str) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def _eventually(condition: Callable[[], object]) -> bool:
-    """Whether it comes true before patience ends."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
