@@ -169,7 +169,7 @@ def test_a_process_that_forbids_it_is_refused_at_once(how):
 
 @needs_remote_exec
 def test_an_agent_that_does_not_start_says_why(monkeypatch):
-    monkeypatch.setattr(bundle, "_SCRIPT", bundle._SCRIPT.replace("livepatch.start_agent()", "1 / 0"))
+    monkeypatch.setattr(bundle, "_SCRIPT", bundle._SCRIPT.replace('names["arrive"]', "1 / 0; "))
     with running(BUSY) as target:
         symbol, sentence = refused(target.pid, timeout=30)
         assert symbol == "ENOEXEC"

@@ -57,7 +57,7 @@ def attach(pid: int, *, timeout: float = TIMEOUT) -> Client:
     try:
         with files_for(process) as files:
             script = f"{files.stem}.py"
-            files.write(f"{files.stem}.zip", bundle.agent_zip())
+            files.write(files.bundle, bundle.agent(process))
             files.write(script, bundle.script(process, files).encode())
             remote.request(process, files.inside(script))
             return _await_agent(process, files, timeout)

@@ -25,6 +25,7 @@ class Files:
         self._process = process
         self._directory = directory
         self.stem = f"{process.inner_pid}.{secrets.token_hex(4)}"
+        self.bundle = f"{self.stem}.agent"
 
     def inside(self, name: str) -> str:
         """The path of a file as the target sees it."""
@@ -71,7 +72,7 @@ def files_for(process: Process) -> Iterator[Files]:
     try:
         yield files
     finally:
-        for suffix in ("zip", "failed"):
+        for suffix in ("agent", "failed"):
             files.remove(f"{files.stem}.{suffix}")
         os.close(directory)
 

@@ -32,7 +32,7 @@ _HELPER = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
 
 def request(process: Process, script: str) -> None:
     """Ask the target to run the script, from an interpreter of its version."""
-    command, user = _helper(process)
+    command, user = interpreter(process)
     command += ["-I", "-S", "-c", _HELPER, str(process.inner_pid), script]
     try:
         done = subprocess.run(
@@ -54,7 +54,7 @@ def request(process: Process, script: str) -> None:
         raise LivepatchError(errno.ENOEXEC, f"Process {process.pid} cannot be attached to: {text or said}.")
 
 
-def _helper(process: Process) -> tuple[list[str], dict[str, Any]]:
+def interpreter(process: Process) -> tuple[list[str], dict[str, Any]]:
     """The beginning of a command that runs an interpreter of the target's version beside the target, and
     as which user.
 
