@@ -16,12 +16,14 @@ import mmap
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -114,7 +116,10 @@ VICTIMS = {
         ready()
         while going():
             for _ in range(200): Node()
-        gc.collect()
+        for _ in range(100):
+            gc.collect()        # does nothing while another thread is at it
+            if made == ended: break
+            time.sleep(0.01)
         check(made, ended)
     """),
     "exceptions": _busy("""
@@ -277,6 +282,17 @@ VICTIMS = {
             if not pid: os._exit(7)
             check(os.waitpid(pid, 0), (pid, 7 << 8))
     """),
+    "forks_import": _busy("""
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        ready()
+        while going():
+            pid = os.fork()
+            if not pid:     # needs what another thread may be in the middle of importing
+                import json, logging, random, socket, tempfile
+                os._exit(7)
+            check(os.waitpid(pid, 0), (pid, 7 << 8))
+    """),
     "lock": _blocked("""
         import threading
         lock = threading.Lock()
@@ -409,6 +425,7 @@ class Running:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[shared],
+                start_new_session=True,
             )
         os.close(shared)
         self.pid = self.process.pid
@@ -421,9 +438,9 @@ class Running:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End it, whatever state it is in."""
-        if self.process.poll() is None:
-            self.process.kill()
+        """End it, whatever state it is in, and its children."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
         for file in (self.process.stdout, self.process.stderr):
             assert file is not None
