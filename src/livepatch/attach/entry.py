@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
@@ -15,10 +18,14 @@ from livepatch.core.model import LivepatchError
 from . import bundle, remote
 from .client import Client, NotPrepared
 from .files import Files, files_for
+from .injector import Injector
 from .processes import NoAccess, Process, alive
 
 #: Seconds until the agent must have answered.
 TIMEOUT = 5.0
+
+#: Seconds after which a main thread that has not run a script is taken to be blocked.
+_AWAKE = 0.05
 
 #: What a main thread may wait in: how the kernel's name for the place begins, and what that means.
 _WAITS = {
@@ -43,32 +50,41 @@ _WAITS = {
 }
 
 
-def attach(pid: int, *, timeout: float = TIMEOUT) -> Client:
-    """The agent of this process, brought into it if it is not there yet.
+def attach(pid: int, *, timeout: float = TIMEOUT, method: str = "auto") -> Client:
+    """The agent of this process, brought into it within so many seconds if it is not there yet.
 
-    Raises NotPrepared if its Python is too old for that, NoAccess, or LivepatchError with the reason,
-    after which the process is as it was.
+    `method` is `remote_exec` or `pending_call` to insist on one, or `auto`: the first where there is it, helped by the
+    second if the main thread does not run.
+
+    Raises NoAccess, or LivepatchError with the reason, after which the process is as it was.
     """
     try:
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-        _require_remote_exec(unprepared)
+        remotely = _remotely(unprepared, method)
     try:
-        with files_for(process) as files:
+        with files_for(process) as files, ExitStack() as stack:
             script = f"{files.stem}.py"
             files.write(files.bundle, bundle.agent(process))
             files.write(script, bundle.script(process, files).encode())
-            remote.request(process, files.inside(script))
-            return _await_agent(process, files, timeout)
+            inject = partial(Injector, process, files.inside(script), timeout)
+            if remotely:
+                remote.request(process, files.inside(script))
+            return _await_agent(process, files, timeout, stack, inject, remotely, method)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _require_remote_exec(unprepared: NotPrepared) -> None:
+def _remotely(unprepared: NotPrepared, method: str) -> bool:
+    """Whether the interpreter is asked to run the script. Raises LivepatchError if there is no way in."""
     process = unprepared.process
+    if method == "pending_call" or (method == "auto" and not process.takes_remote_exec and not process.free_threaded):
+        if process.minor < 11:
+            raise unprepared
+        return False
     if process.free_threaded:
         raise LivepatchError(
             errno.ENOEXEC, f"Process {process.pid} is a free-threaded Python, which livepatch does not support."
@@ -81,32 +97,50 @@ def _require_remote_exec(unprepared: NotPrepared) -> None:
             f"Process {process.pid} was started with remote debugging disabled (PYTHON_DISABLE_REMOTE_DEBUG or"
             " -X disable-remote-debug); start it without, or with `livepatch run -- ...`.",
         )
+    return True
 
 
-def _await_agent(process: Process, files: Files, timeout: float) -> Client:
+def _await_agent(
+    process: Process,
+    files: Files,
+    timeout: float,
+    stack: ExitStack,
+    inject: Callable[[], Injector],
+    remotely: bool,
+    method: str,
+) -> Client:
     script = f"{files.stem}.py"
-    deadline = time.monotonic() + timeout
+    injector: Injector | None = None
+    began = time.monotonic()
     try:
         while True:
-            late = time.monotonic() >= deadline
+            waited = time.monotonic() - began
+            late = waited >= timeout
             if late:
                 files.empty(script)  # and look once more: it may have been read just before
+            if injector is None and method != "remote_exec" and waited >= (_AWAKE if remotely else 0):
+                injector = stack.enter_context(inject())
             try:
                 client = Client(process.pid)
             except NotPrepared:
                 pass
             else:
-                files.remove(script)
+                if remotely and injector is not None:
+                    files.empty(script)  # the interpreter may still have been told to read it
+                else:
+                    files.remove(script)
                 return client
             failure = files.read(f"{files.stem}.failed")
             if failure is not None:
                 files.remove(script)
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+            if injector is not None:
+                injector.check()
             if late:
                 raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(0.01)
     except BaseException:
-        if alive(process.pid):
+        if remotely and alive(process.pid):
             files.empty(script)
         else:
             files.remove(script)
