@@ -325,6 +325,28 @@ VICTIMS = {
         ready()
         check(items.get(), True)
     """),
+    "semaphore": _blocked("""
+        import multiprocessing, threading
+        semaphore = multiprocessing.get_context("spawn").Semaphore(0)
+        threading.Thread(target=lambda: ended() and semaphore.release()).start()
+        ready()
+        check(semaphore.acquire(), True)
+    """),
+    "flock": _blocked("""
+        import fcntl, tempfile, threading
+        with tempfile.NamedTemporaryFile() as file, open(file.name) as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            threading.Thread(target=lambda: ended() and fcntl.flock(other, fcntl.LOCK_UN)).start()
+            ready()
+            check(fcntl.flock(file, fcntl.LOCK_EX), None)
+    """),
+    "sigwait": _blocked("""
+        import signal, threading
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        threading.Thread(target=lambda: ended() and os.kill(os.getpid(), signal.SIGUSR1)).start()
+        ready()
+        check(signal.sigwait([signal.SIGUSR1]), signal.SIGUSR1)
+    """),
     # What comes in between.
     "signals": _busy("""
         import faulthandler, signal
