@@ -4,8 +4,8 @@ Executed there, never imported, by the script of `bundle.py`, in a thread of its
 every time that it lets go of the interpreter's lock, as each step of an import from files does, a busy program keeps
 the lock for a switch interval, which is 5 ms. Dozens of modules from a zip take seconds that way. So:
 
-- All of livepatch is read in one go, and compiled already. What is left to come from files is what it uses of the
-  standard library and the program does not.
+- All of livepatch is read in one go, compiled already, and made into code by one call that lets nobody in between. What
+  is left to come from files is what it uses of the standard library and the program does not.
 - Until everything is imported the switch interval is short.
 - A fork must not happen meanwhile: the child would inherit import locks whose owner does not exist there, also of
   modules of the standard library, and wait for ever when it imports one. So a fork waits, up to a limit.
@@ -15,7 +15,6 @@ Then the agent has its own ways with all that; of this here there remains one fu
 
 from __future__ import annotations
 
-import marshal
 import os
 import sys
 from _frozen_importlib import ModuleSpec
@@ -34,11 +33,10 @@ _FORK_PATIENCE = 2.0
 
 
 class Finder:
-    """Finds and loads what is in the bundle, by the path below the package, as compiled or as source code."""
+    """Finds and loads what is in the bundle: code or source code, by its file's path below the package."""
 
-    def __init__(self, modules: dict[str, bytes], compiled: bool) -> None:
+    def __init__(self, modules: dict[str, CodeType | bytes]) -> None:
         self.modules = modules
-        self._compiled = compiled
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         package, _, below = name.partition(".")
@@ -57,9 +55,8 @@ class Finder:
 
     def exec_module(self, module: ModuleType) -> None:
         file = str(module.__file__)
-        data = self.modules[file.removeprefix(_ROOT)]
-        code: CodeType = marshal.loads(data) if self._compiled else compile(data, file, "exec", dont_inherit=True)
-        exec(code, module.__dict__)
+        code = self.modules[file.removeprefix(_ROOT)]
+        exec(compile(code, file, "exec", dont_inherit=True) if isinstance(code, bytes) else code, module.__dict__)
 
     def brought(self, name: str) -> bool:
         """Whether this module is there and came from here: the program may have a livepatch of its own."""
@@ -72,12 +69,12 @@ class Finder:
         return [f"livepatch/{stem}".rstrip("/").replace("/", ".") for stem in stems]
 
 
-def arrive(modules: dict[str, bytes], compiled: bool, threads: Any) -> None:
+def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
     """Start the agent, and import all the rest of livepatch while it already answers.
 
     `threads` is the interpreter's own `_thread`, whatever the program has made of the usual one.
     """
-    finder = Finder(modules, compiled)
+    finder = Finder(modules)
     interval = sys.getswitchinterval()
     under_way = threads.allocate_lock()
     under_way.acquire()

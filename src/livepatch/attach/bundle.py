@@ -37,12 +37,10 @@ def livepatch_attach():
             from _frozen_importlib_external import MAGIC_NUMBER
             with open({bundle!r}, "rb") as file:
                 sources, magic, modules = marshal.loads(file.read())
-            compiled = magic == MAGIC_NUMBER
-            modules = marshal.loads(modules) if compiled else sources
-            arrival = modules.pop("attach/arrival.py")
+            modules = marshal.loads(modules) if magic == MAGIC_NUMBER else sources
             names = {{"__name__": "livepatch.attach.arrival"}}
-            exec(marshal.loads(arrival) if compiled else arrival, names)
-            names["arrive"](modules, compiled, threads)
+            exec(modules.pop("attach/arrival.py"), names)
+            names["arrive"](modules, threads)
         except BaseException as error:
             try:
                 if os.path.exists({bundle!r}):  # else nobody waits for us any more

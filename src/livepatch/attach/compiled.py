@@ -43,10 +43,10 @@ _COMPILER = """\
 import importlib.util, marshal
 def compiled(sources):
     modules = {
-        file: marshal.dumps(compile(source, "<livepatch>/" + file, "exec", dont_inherit=True, optimize=0))
+        file: compile(source, "<livepatch>/" + file, "exec", dont_inherit=True, optimize=0)
         for file, source in marshal.loads(sources).items()
     }
-    return importlib.util.MAGIC_NUMBER + marshal.dumps(modules, 2)
+    return importlib.util.MAGIC_NUMBER + marshal.dumps(modules)
 """
 _BY_ITSELF = _COMPILER + "import sys\nsys.stdout.buffer.write(compiled(sys.stdin.buffer.read()))\n"
 
