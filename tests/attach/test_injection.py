@@ -6,9 +6,6 @@ for only when the script has run.
 """
 
 import contextlib
-import os
-import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -17,8 +14,7 @@ import pytest
 from tests.agent.targets import Target, eventually
 
 from livepatch.attach.injector import Injector
-from livepatch.attach.processes import NoAccess, examine
-from livepatch.core.model import LivepatchError
+from livepatch.attach.processes import examine
 
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from livepatch.core import cpython
 
-from . import remote
+from . import beside
 from .processes import Process
 
 #: How many bytes the magic number at the beginning has.
@@ -54,10 +54,10 @@ _BY_ITSELF = _COMPILER + "import sys\nsys.stdout.buffer.write(compiled(sys.stdin
 def for_process(process: Process, sources: Mapping[str, bytes]) -> bytes:
     """The modules compiled: the magic number, then a marshalled dictionary. b"" if no interpreter can be had."""
     data = marshal.dumps(dict(sources), 2)
-    if (3, process.minor) == cpython.VERSION and not process.free_threaded:
+    if process.version == cpython.VERSION and not process.free_threaded:
         return _kept(process, data, None)
     try:
-        command, options = remote.interpreter(process)
+        command, options = beside.interpreter(process)
     except OSError:
         return b""
     if command == [process.executable] and _only_ours(process.executable):

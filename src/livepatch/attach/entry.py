@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
 
-from . import bundle, remote
+from . import bundle, remote, seccomp, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
+from .injection import HELP, RUN, WAKE
 from .injector import Injector
 from .processes import NoAccess, Process, alive
 
@@ -50,11 +50,11 @@ _WAITS = {
 }
 
 
-def attach(pid: int, *, timeout: float = TIMEOUT, method: str = "auto") -> Client:
+def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Client:
     """The agent of this process, brought into it within so many seconds if it is not there yet.
 
-    `method` is `remote_exec` or `pending_call` to insist on one, or `auto`: the first where there is it, helped by the
-    second if the main thread does not run.
+    `method` is one of `way.METHODS`: one way to insist on it, or the first that there is, helped by the second if the
+    main thread does not run.
 
     Raises NoAccess, or LivepatchError with the reason, after which the process is as it was.
     """
@@ -62,84 +62,56 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = "auto") -> Clien
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-        remotely = _remotely(unprepared, method)
+    ways = way.into(process, method)
+    calls = seccomp.AGENT if ways == (way.REMOTE_EXEC,) else (*seccomp.CODE, *seccomp.AGENT)
+    if refusal := seccomp.examine(pid, calls):
+        raise NoAccess(errno.EPERM, refusal)
     try:
-        with files_for(process) as files, ExitStack() as stack:
-            script = f"{files.stem}.py"
+        with files_for(process) as files:
             files.write(files.bundle, bundle.agent(process))
-            files.write(script, bundle.script(process, files).encode())
-            what = "wake" if method == "remote_exec" else "run"
-            inject = partial(Injector, process, files.inside(script), timeout, what=what)
-            if remotely:
-                remote.request(process, files.inside(script))
-            return _await_agent(process, files, timeout, stack, inject, remotely, method)
+            files.write(f"{files.stem}.py", bundle.script(process, files).encode())
+            return _await_agent(process, files, ways, timeout)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _remotely(unprepared: NotPrepared, method: str) -> bool:
-    """Whether the interpreter is asked to run the script. Raises LivepatchError if there is no way in."""
-    process = unprepared.process
-    if method == "pending_call" or (method == "auto" and not process.takes_remote_exec and not process.free_threaded):
-        if process.minor < 11:
-            raise unprepared
-        return False
-    if process.free_threaded:
-        raise LivepatchError(
-            errno.ENOEXEC, f"Process {process.pid} is a free-threaded Python, which livepatch does not support."
-        )
-    if not process.takes_remote_exec:
-        raise unprepared
-    if remote.disabled(process):
-        raise LivepatchError(
-            errno.EPERM,
-            f"Process {process.pid} was started with remote debugging disabled (PYTHON_DISABLE_REMOTE_DEBUG or"
-            " -X disable-remote-debug); start it without, or with `livepatch run -- ...`.",
-        )
-    return True
-
-
-def _await_agent(
-    process: Process,
-    files: Files,
-    timeout: float,
-    stack: ExitStack,
-    inject: Callable[[], Injector],
-    remotely: bool,
-    method: str,
-) -> Client:
+def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
     script = f"{files.stem}.py"
+    remotely = way.REMOTE_EXEC in ways
+    mode = RUN if not remotely else HELP if way.PENDING_CALL in ways else WAKE
     injector: Injector | None = None
     began = time.monotonic()
     try:
-        while True:
-            waited = time.monotonic() - began
-            late = waited >= timeout
-            if late:
-                files.empty(script)  # and look once more: it may have been read just before
-            if injector is None and waited >= (_AWAKE if remotely else 0):
-                injector = stack.enter_context(inject())
-            try:
-                client = Client(process.pid)
-            except NotPrepared:
-                pass
-            else:
-                if remotely and injector is not None:
-                    files.empty(script)  # the interpreter may still have been told to read it
+        with ExitStack() as stack:
+            if remotely:
+                remote.request(process, files.inside(script))
+            while True:
+                left = began + timeout - time.monotonic()
+                if left <= 0:
+                    files.empty(script)  # and look once more: it may have been read just before
+                if injector is None and (not remotely or left < timeout - _AWAKE):
+                    injector = stack.enter_context(Injector(process, files.inside(script), timeout, mode=mode))
+                try:
+                    client = Client(process.pid, timeout=max(left, 1.0))
+                except NotPrepared:
+                    pass
                 else:
+                    if remotely and injector is not None:
+                        files.empty(script)  # the interpreter may still have been told to read it
+                    else:
+                        files.remove(script)
+                    return client
+                failure = files.read(f"{files.stem}.failed")
+                if failure is not None:
                     files.remove(script)
-                return client
-            failure = files.read(f"{files.stem}.failed")
-            if failure is not None:
-                files.remove(script)
-                raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-            if injector is not None:
-                injector.done()
-            if late:
-                raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
-            time.sleep(0.01)
+                    raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+                if injector is not None and mode != WAKE:
+                    injector.done()
+                if left <= 0:
+                    raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+                time.sleep(0.01)
     except BaseException:
         if remotely and alive(process.pid):
             files.empty(script)

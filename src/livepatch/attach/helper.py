@@ -34,20 +34,17 @@ class Cancelled(Exception):
     """The command wants no more of it, or it has lasted too long."""
 
 
-def command(what: str, pid: int, inner_pid: int, script: str, timeout: float) -> list[str]:
-    """The command that runs a helper, see `Injection`; it gives up by itself after so many seconds.
-
-    `what` is `run` or `wake`.
-    """
+def command(mode: str, pid: int, inner_pid: int, script: str, timeout: float) -> list[str]:
+    """The command that runs a helper, see `Injection`; it gives up by itself after so many seconds."""
     here = os.path.dirname(os.path.abspath(__file__))
-    arguments = [MARK, os.path.dirname(here), here, what, str(pid), str(inner_pid), script, str(timeout)]
+    arguments = [MARK, os.path.dirname(here), here, mode, str(pid), str(inner_pid), script, str(timeout)]
     return [sys.executable, "-I", "-S", "-c", _BOOT, *arguments]
 
 
 def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    what, pid, inner_pid, script, timeout = arguments
+    mode, pid, inner_pid, script, timeout = arguments
     until = time.monotonic() + float(timeout)
 
     def checkpoint() -> None:
@@ -57,8 +54,7 @@ def main(arguments: list[str]) -> None:
 
     answer: dict[str, object] = {}
     try:
-        injection = Injection(int(pid), int(inner_pid), script, processor(), checkpoint)
-        injection.run() if what == "run" else injection.wake()
+        Injection(mode, int(pid), int(inner_pid), script, processor(), checkpoint).run()
     except Refusal as refusal:
         answer = {"errno": refusal.errno, "sentence": str(refusal)}
     except Cancelled:

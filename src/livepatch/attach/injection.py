@@ -78,6 +78,8 @@ _BORROWED = 5.0
 _CONTENDED = 0.02
 #: Seconds that an interpreter may take to start.
 _STARTS = 1.0
+#: Seconds that an interpreter which was asked to run a script may take when nothing keeps it from that.
+_HELPED = 0.5
 #: What a borrowed call may need of the stack.
 _ROOM = 0x10000
 
@@ -107,8 +109,10 @@ def know_main_thread(ident):
 try:
     know_main_thread({1})
     del know_main_thread
-    with open({0!a}, 'rb') as file:
-        script = file.read()
+    import posix  # each call may have to wait for the GIL: no more of them than need be
+    file = posix.open({0!a}, posix.O_RDONLY)
+    script = posix.read(file, 1 << 20)
+    posix.close(file)
     exec(script)
 except BaseException:
     pass
@@ -117,6 +121,10 @@ except BaseException:
 
 #: What a helper process of ours has on its command line, so that another one knows it.
 MARK = "livepatch-attach"
+
+
+#: See `Injection`.
+RUN, WAKE, HELP = "run", "wake", "help"
 
 
 class Contended(Exception):
@@ -132,8 +140,12 @@ class Place:
     visit: bool = False
     #: It is the interpreter, not a library, that waits there.
     ours: bool = False
+    #: It waits.
+    waits: bool = False
     #: It finds that it was interrupted, and waits again by itself.
     retried: bool = False
+    #: And before that it looks at signals and what else it was asked for, not only at pending calls.
+    answers: bool = False
     #: It makes its system call anew. If a signal comes meanwhile, it must find that out, with these.
     or_interrupted: Any = None
 
@@ -151,13 +163,17 @@ class Page:
 class Injection:
     """One attempt to have a script run in a process.
 
+    `mode` is RUN, or if the interpreter was asked to run it (sys.remote_exec) and does not: WAKE, to have the main
+    thread look, where nobody notices, and HELP, to do that and, where it cannot be, what RUN does.
     `inner_pid` is what the process calls itself, `script` the path as it sees it. `checkpoint` is called while
     nothing is held, and may raise to end the attempt.
     """
 
     def __init__(
-        self, pid: int, inner_pid: int, script: str, processor: Processor, checkpoint: Callable[[], None]
+        self, mode: str, pid: int, inner_pid: int, script: str, processor: Processor, checkpoint: Callable[[], None]
     ) -> None:
+        self._mode = mode
+        self._began = time.monotonic()
         self.pid = pid
         self._inner_pid = inner_pid
         self._script = script
@@ -182,29 +198,6 @@ class Injection:
                 self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX,))
                 self._find_code()
                 self._attempt()
-        except Gone:
-            raise Refusal(errno.ESRCH, f"Process {self.pid} ended during the attach.") from None
-        except OSError as error:
-            raise self._explained(error) from None
-
-    def wake(self) -> None:
-        """Have the main thread see to what it was asked by others, as if it had got a signal, until the checkpoint
-        raises. Where that would be noticed, nothing is done.
-        """
-        try:
-            with closing(Memory(self.pid)) as self._memory:
-                self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX,))
-                pause = 0.02
-                while True:
-                    if self._hold():
-                        try:
-                            place = self._place()
-                            if place is not None and place.retried:
-                                self._thread.set_registers(place.registers)
-                        finally:
-                            self._thread.release()
-                    self._wait(pause)
-                    pause = min(2 * pause, 0.25)
         except Gone:
             raise Refusal(errno.ESRCH, f"Process {self.pid} ended during the attach.") from None
         except OSError as error:
@@ -276,6 +269,10 @@ class Injection:
             place = self._place()
             if place is None:
                 return 0.001
+        if self._helping() and (place.answers or self._mode == WAKE or not place.waits):
+            if place.answers:
+                self._thread.set_registers(place.registers)
+            return 0
         if self._queued and not place.visit:
             if place.retried:
                 self._thread.set_registers(place.registers)
@@ -298,6 +295,10 @@ class Injection:
             if self._signalled and place.or_interrupted is not None and not self._away:
                 self._thread.set_registers(place.or_interrupted)
         return 0
+
+    def _helping(self) -> bool:
+        """Whether the interpreter shall see to it, which has been asked and perhaps only needs to be woken."""
+        return self._mode == WAKE or (self._mode == HELP and time.monotonic() < self._began + _HELPED)
 
     def _not_initialized(self) -> float:
         """It may be about to be; or the interpreter is ending."""
@@ -333,11 +334,13 @@ class Injection:
         if not self._has_room(registers.sp) or self._is_critical(registers.pc):
             return None
         call = registers.call()
-        if call is None or not call.interrupted:
+        if call is None:
             return Place(registers)
         owner = self._owner(registers)
         ours = owner is not None and self._python.owns(owner)
         visit = call.name in _READS or (call.name in _WRITES and ours) or call.name in _FOR_A_SIGNAL
+        if not call.interrupted:
+            return Place(registers, visit)
         interrupted = registers.interrupted()
         if call.resumes:
             # The rest of its time is known to the kernel only, and would be lost. An endless poll has none; the others
@@ -345,13 +348,13 @@ class Injection:
             if "sleep" in call.name or not (ours or call.name == "poll"):
                 return None
             if not ours and registers.argument(2) & 0xFFFFFFFF == 0xFFFFFFFF:
-                return Place(registers.again(), visit, or_interrupted=interrupted)
-            return Place(interrupted, visit, ours, retried=ours)
+                return Place(registers.again(), visit, waits=True, or_interrupted=interrupted)
+            return Place(interrupted, visit, ours, True, retried=ours, answers=ours and call.name != "futex")
         if ours and call.name in _RETRIED:
-            return Place(interrupted, visit, ours, retried=True)
+            return Place(interrupted, visit, ours, True, retried=True, answers=call.name != "futex")
         if call.restarts:
-            return Place(registers.again(), visit, ours, or_interrupted=interrupted)
-        return Place(registers, visit, ours)
+            return Place(registers.again(), visit, ours, True, or_interrupted=interrupted)
+        return Place(registers, visit, ours, True)
 
     def _is_critical(self, pc: int) -> bool:
         """It is in a restartable sequence, whose code must be left if the thread ever stops: see to it later."""

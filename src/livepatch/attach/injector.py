@@ -11,6 +11,7 @@ from typing import Self
 from livepatch.core.model import LivepatchError
 
 from . import helper
+from .injection import RUN
 from .processes import NoAccess, Process
 
 #: Seconds that a helper may take to let go of its target. It needs none; the machine may be busy.
@@ -18,15 +19,12 @@ _LETS_GO = 10.0
 
 
 class Injector:
-    """A helper at work on a process, until this is left as a context manager.
+    """A helper at work on a process, until this is left as a context manager, for the modes see `Injection`."""
 
-    It has the target run the script, or (`wake`) its main thread look at what it was asked to do.
-    """
-
-    def __init__(self, process: Process, script: str, timeout: float, *, what: str = "run") -> None:
+    def __init__(self, process: Process, script: str, timeout: float, *, mode: str = RUN) -> None:
         self._pid = process.pid
         self._process = subprocess.Popen(
-            helper.command(what, process.pid, process.inner_pid, script, timeout),
+            helper.command(mode, process.pid, process.inner_pid, script, timeout),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

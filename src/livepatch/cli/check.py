@@ -14,8 +14,9 @@ from livepatch.attach.client import Client
 
 from .common import (
     BLOCKERS,
+    Connect,
+    agent_options,
     blocker_rows,
-    connect,
     describe,
     each_process,
     json_option,
@@ -44,8 +45,9 @@ _LINES = 20
     metavar="SECONDS",
     help="If tasks are in the way, see for so long which of them stay there; 0 does not wait.",
 )
+@agent_options
 @json_option
-def check_command(file: Path, pids: tuple[int, ...], watch: float) -> int:
+def check_command(file: Path, pids: tuple[int, ...], watch: float, connect: Connect) -> int:
     """Say whether a patch fits a process, what it would change, and who would stand in the way; changes
     nothing.
 

@@ -14,7 +14,8 @@ from livepatch.core.model import LivepatchError
 
 from .common import (
     DONE,
-    connect,
+    Connect,
+    agent_options,
     json_option,
     one_pid_option,
     output,
@@ -48,12 +49,13 @@ _on_stall_option = click.option(
 @one_pid_option
 @_timeout_option
 @_on_stall_option
+@agent_options
 @json_option
-def load_command(file: Path, pid: int, timeout: float, on_stall: str) -> int:
+def load_command(file: Path, pid: int, timeout: float, on_stall: str, connect: Connect) -> int:
     """Load a patch into a process: all of it takes effect, or nothing.
 
     FILE is an archive made by `livepatch build`, or a patch written by hand (a .py file). Waits until
-    every task of the process runs the new code.
+    every task of the process runs the new code. The agent is brought into the process if it is not there yet.
     """
     with connect(pid) as client:
         known = {patch["name"] for patch in client.call("list")}
