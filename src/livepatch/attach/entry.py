@@ -68,7 +68,8 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = "auto") -> Clien
             script = f"{files.stem}.py"
             files.write(files.bundle, bundle.agent(process))
             files.write(script, bundle.script(process, files).encode())
-            inject = partial(Injector, process, files.inside(script), timeout)
+            what = "wake" if method == "remote_exec" else "run"
+            inject = partial(Injector, process, files.inside(script), timeout, what=what)
             if remotely:
                 remote.request(process, files.inside(script))
             return _await_agent(process, files, timeout, stack, inject, remotely, method)
@@ -118,7 +119,7 @@ def _await_agent(
             late = waited >= timeout
             if late:
                 files.empty(script)  # and look once more: it may have been read just before
-            if injector is None and method != "remote_exec" and waited >= (_AWAKE if remotely else 0):
+            if injector is None and waited >= (_AWAKE if remotely else 0):
                 injector = stack.enter_context(inject())
             try:
                 client = Client(process.pid)
@@ -135,7 +136,7 @@ def _await_agent(
                 files.remove(script)
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
             if injector is not None:
-                injector.check()
+                injector.done()
             if late:
                 raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(0.01)

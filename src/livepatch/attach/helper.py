@@ -34,18 +34,21 @@ class Cancelled(Exception):
     """The command wants no more of it, or it has lasted too long."""
 
 
-def command(pid: int, inner_pid: int, script: str, timeout: float) -> list[str]:
-    """The command that runs a helper, see `Injection`; it gives up by itself after so many seconds."""
+def command(what: str, pid: int, inner_pid: int, script: str, timeout: float) -> list[str]:
+    """The command that runs a helper, see `Injection`; it gives up by itself after so many seconds.
+
+    `what` is `run` or `wake`.
+    """
     here = os.path.dirname(os.path.abspath(__file__))
-    arguments = [MARK, os.path.dirname(here), here, str(pid), str(inner_pid), script, str(timeout)]
+    arguments = [MARK, os.path.dirname(here), here, what, str(pid), str(inner_pid), script, str(timeout)]
     return [sys.executable, "-I", "-S", "-c", _BOOT, *arguments]
 
 
 def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    pid, inner_pid, script, timeout = int(arguments[0]), int(arguments[1]), arguments[2], float(arguments[3])
-    until = time.monotonic() + timeout
+    what, pid, inner_pid, script, timeout = arguments
+    until = time.monotonic() + float(timeout)
 
     def checkpoint() -> None:
         gone, _, _ = select.select([0], [], [], 0)
@@ -54,7 +57,8 @@ def main(arguments: list[str]) -> None:
 
     answer: dict[str, object] = {}
     try:
-        Injection(pid, inner_pid, script, processor(), checkpoint).run()
+        injection = Injection(int(pid), int(inner_pid), script, processor(), checkpoint)
+        injection.run() if what == "run" else injection.wake()
     except Refusal as refusal:
         answer = {"errno": refusal.errno, "sentence": str(refusal)}
     except Cancelled:

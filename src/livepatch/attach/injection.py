@@ -54,7 +54,7 @@ from .tracing import Gone, Thread, Why
 
 _NEEDED = (
     "Py_AddPendingCall", "Py_Version", "Py_IsInitialized", "PyGILState_Check", "PyGILState_Ensure",
-    "PyGILState_Release", "PyRun_SimpleString", "PyThread_start_new_thread",
+    "PyGILState_Release", "PyRun_SimpleString", "PyThread_start_new_thread", "PyThread_get_thread_ident",
 )  # fmt: skip
 _MUTEX = "PyMutex_Lock"  # from 3.13 on
 
@@ -76,6 +76,8 @@ _RETRIED = _READS | _WRITES | {"futex"}
 _BORROWED = 5.0
 #: Seconds that somebody else may hold the lock of the pending calls.
 _CONTENDED = 0.02
+#: Seconds that an interpreter may take to start.
+_STARTS = 1.0
 #: What a borrowed call may need of the stack.
 _ROOM = 0x10000
 
@@ -86,10 +88,29 @@ _WAITING, _STARTED = 0, 1
 
 #: What the thread runs, in a namespace of its own. A script that is gone was taken back.
 _LINE = "__import__('builtins').exec({0!a}, {{'__name__': 'livepatch.attach'}})\n"
+#: Whoever imports `threading` first is its main thread, up to 3.12; let that be the one that it is.
 _RUN = """\
+def know_main_thread(ident):
+    import _thread, sys
+    if 'threading' in sys.modules or hasattr(_thread, '_get_main_thread_ident'):
+        return
+    import os, threading
+    main = threading.main_thread()
+    alive = _thread.allocate_lock()
+    alive.acquire()
+    with threading._active_limbo_lock, threading._shutdown_locks_lock:
+        threading._active.pop(main._ident, None)
+        threading._active[ident] = main
+        threading._shutdown_locks.discard(main._tstate_lock)
+        threading._shutdown_locks.add(alive)
+        main._ident, main._native_id, main._tstate_lock = ident, os.getpid(), alive
 try:
-    with open({0!a}, 'rb') as file:
-        script = file.read()
+    know_main_thread({1})
+    del know_main_thread
+    import posix  # each call may have to wait for the GIL: no more of them than need be
+    file = posix.open({0!a}, posix.O_RDONLY)
+    script = posix.read(file, 1 << 20)
+    posix.close(file)
     exec(script)
 except BaseException:
     pass
@@ -108,9 +129,13 @@ class Contended(Exception):
 class Place:
     """What a stopped thread does, and the registers with which it shall go on."""
 
-    call: Call | None
     registers: Any
-    visit: bool
+    #: A new thread can be started from there.
+    visit: bool = False
+    #: It is the interpreter, not a library, that waits there.
+    ours: bool = False
+    #: It finds that it was interrupted, and waits again by itself.
+    retried: bool = False
     #: It makes its system call anew. If a signal comes meanwhile, it must find that out, with these.
     or_interrupted: Any = None
 
@@ -148,9 +173,12 @@ class Injection:
         self._away = False
         self._signalled = False
         self._breakpoint: int | None = None
+        self._starting = 0.0
 
     def run(self) -> None:
         """Returns when the thread has been started in the target. Raises Refusal, or what the checkpoint raises."""
+        if problem := self._processor.problem(self._status()):
+            raise Refusal(errno.ENOSYS, f"Process {self.pid} {problem}; start it with `livepatch run -- ...`.")
         try:
             with closing(Memory(self.pid)) as self._memory:
                 self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX,))
@@ -161,18 +189,40 @@ class Injection:
         except OSError as error:
             raise self._explained(error) from None
 
+    def wake(self) -> None:
+        """Have the main thread see to what it was asked by others, as if it had got a signal, until the checkpoint
+        raises. Where that would be noticed, nothing is done.
+        """
+        try:
+            with closing(Memory(self.pid)) as self._memory:
+                self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX,))
+                pause = 0.02
+                while True:
+                    if self._hold():
+                        try:
+                            place = self._place()
+                            if place is not None and place.retried:
+                                self._thread.set_registers(place.registers)
+                        finally:
+                            self._thread.release()
+                    self._wait(pause)
+                    pause = min(2 * pause, 0.25)
+        except Gone:
+            raise Refusal(errno.ESRCH, f"Process {self.pid} ended during the attach.") from None
+        except OSError as error:
+            raise self._explained(error) from None
+
     def _attempt(self) -> None:
         pause = 0.02
         try:
             while not self._taken():
                 self._checkpoint()
-                if not self._hold():
-                    self._wait(0.02)
-                    continue
-                try:
-                    again = self._act()
-                finally:
-                    self._thread.release()
+                again = 0.0
+                if self._hold():
+                    try:
+                        again = self._act()
+                    finally:
+                        self._thread.release()
                 self._wait(again or pause)
                 pause = min(2 * pause, 0.25)
         except BaseException:
@@ -208,40 +258,71 @@ class Injection:
         while stop is not None and stop.why is not Why.INTERRUPTED:
             if stop.why is Why.STOPPED:
                 self._thread.release()
-                raise Refusal(
-                    errno.EBUSY, f"Process {self.pid} is stopped; let it go on (`kill -CONT {self.pid}`) and try again."
-                )
+                raise self._stopped()
             self._thread.resume()
             stop = self._thread.wait(1.0)
         if stop is None:
             self._thread.release()
         return stop is not None
 
+    def _stopped(self) -> Refusal:
+        return Refusal(
+            errno.EBUSY, f"Process {self.pid} is stopped; let it go on (`kill -CONT {self.pid}`) and try again."
+        )
+
     def _act(self) -> float:
         """With the main thread stopped, do the next thing. Returns seconds until it is worth looking again, or 0."""
         place = self._place()
         if place is None:
+            self._outlast()
+            place = self._place()
+            if place is None:
+                return 0.001
+        if self._queued and not place.visit:
+            if place.retried:
+                self._thread.set_registers(place.registers)
             return 0
         self._registers = place.registers
         self._signalled = False
         try:
             if self._page is None:
                 self._prepare()
-            if not self._call("Py_IsInitialized"):
-                raise Refusal(
-                    errno.EAGAIN, f"The interpreter of process {self.pid} is starting or ending; try again later."
-                )
-            holds_gil = bool(self._call("PyGILState_Check"))
-            if place.visit and not holds_gil:
+            if not self._call("Py_IsInitialized") & 0xFFFFFFFF:
+                return self._not_initialized()
+            holds_gil = self._call("PyGILState_Check") & 0xFFFFFFFF != 0
+            if place.visit and (place.ours or not holds_gil):
                 self._visit()
             elif not self._queued and self._has_python_below(place.registers):
                 self._add_pending_call(holds_gil)
         except Contended:
             return 0.001
-        if self._signalled and place.or_interrupted is not None:
-            self._registers = place.or_interrupted
-        self._thread.set_registers(self._registers)
+        finally:
+            if self._signalled and place.or_interrupted is not None and not self._away:
+                self._thread.set_registers(place.or_interrupted)
         return 0
+
+    def _not_initialized(self) -> float:
+        """It may be about to be; or the interpreter is ending."""
+        now = time.monotonic()
+        self._starting = self._starting or now
+        if now > self._starting + _STARTS:
+            raise Refusal(
+                errno.EAGAIN, f"The interpreter of process {self.pid} is starting or ending; try again later."
+            )
+        return 0.02
+
+    def _outlast(self) -> None:
+        """Let the main thread go on to the end of the system call that it must not be disturbed in."""
+        thread = self._thread
+        while True:
+            thread.resume(to_call=True)
+            while (stop := thread.wait(0.05)) is None:
+                self._checkpoint()
+            if stop.why is Why.STOPPED:
+                raise self._stopped()
+            call = thread.registers().call() if stop.why is Why.CALL else None
+            if call is not None and not call.begins and not call.interrupted:
+                return
 
     # Where it is
 
@@ -251,22 +332,41 @@ class Injection:
         self._python.maps = Maps(self.pid)
         if registers.foreign:
             raise Refusal(errno.ENOEXEC, f"Process {self.pid} runs 32-bit code, to which livepatch cannot attach.")
-        if not self._has_room(registers.sp):
+        if not self._has_room(registers.sp) or self._is_critical(registers.pc):
             return None
         call = registers.call()
-        if call is None or not call.interrupted:
-            return Place(call, registers, False)
+        if call is None:
+            return Place(registers)
         owner = self._owner(registers)
         ours = owner is not None and self._python.owns(owner)
         visit = call.name in _READS or (call.name in _WRITES and ours) or call.name in _FOR_A_SIGNAL
-        if call.resumes and not (ours and call.name in _RETRIED and call.name != "clock_nanosleep"):
-            # The rest of its time is known to the kernel only, and would be lost.
-            if call.name == "poll" and registers.argument(2) & 0xFFFFFFFF == 0xFFFFFFFF:
-                return Place(call, registers.again(), visit, registers.interrupted())
-            return None
-        if (ours and call.name in _RETRIED) or not call.restarts:
-            return Place(call, registers.interrupted(), visit)
-        return Place(call, registers.again(), visit, registers.interrupted())
+        if not call.interrupted:
+            return Place(registers, visit)
+        interrupted = registers.interrupted()
+        if call.resumes:
+            # The rest of its time is known to the kernel only, and would be lost. An endless poll has none; the others
+            # that end in time are what every signal ends, too.
+            if "sleep" in call.name or not (ours or call.name == "poll"):
+                return None
+            if not ours and registers.argument(2) & 0xFFFFFFFF == 0xFFFFFFFF:
+                return Place(registers.again(), visit, or_interrupted=interrupted)
+            return Place(interrupted, visit, ours, retried=ours)
+        if ours and call.name in _RETRIED:
+            return Place(interrupted, visit, ours, retried=True)
+        if call.restarts:
+            return Place(registers.again(), visit, ours, or_interrupted=interrupted)
+        return Place(registers, visit, ours)
+
+    def _is_critical(self, pc: int) -> bool:
+        """It is in a restartable sequence, whose code must be left if the thread ever stops: see to it later."""
+        area = self._thread.restartable_sequences()
+        if area == 0:
+            return False
+        (sequence,) = self._memory.unpack("<Q", area + 8)
+        if sequence == 0:
+            return False
+        _version, _flags, start, length, _abort = self._memory.unpack("<IIQQQ", sequence)
+        return start <= pc < start + length
 
     def _has_room(self, sp: int) -> bool:
         """It is on the stack that the kernel gave it, with some room below: not on a signal handler's, for one."""
@@ -337,6 +437,7 @@ class Injection:
                 thread.request_stop()  # the end of its system call comes first
                 stop = thread.wait(until - time.monotonic())
             if stop is None:
+                thread.interrupt(1.0)
                 raise Refusal(
                     errno.ETIMEDOUT, f"The main thread of process {self.pid} did not come back in time; try again."
                 )
@@ -393,7 +494,7 @@ class Injection:
             ),
             lock=lock,
         )
-        (result,) = self._memory.unpack("<i", page.data + _RESULT)
+        (result,) = self._memory.unpack("<Q", page.data + _RESULT)
         return result
 
     # What is done with it
@@ -401,9 +502,7 @@ class Injection:
     def _prepare(self) -> None:
         """Put our code and its data into the target."""
         unit = os.sysconf("SC_PAGESIZE")
-        run = _RUN.format(self._script)
-        line = _LINE.format(run).encode() + b"\0"
-        size = unit + -(-(_DATA.size + len(line)) // unit) * unit
+        size = unit + -(-(_DATA.size + 3 * len(_RUN) + 8 * len(self._script)) // unit) * unit
         private_anonymous = 0x22
         base = self._system_call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, private_anonymous, 2**64 - 1, 0)
         page = Page(base, size, base + unit, secrets.token_bytes(16))
@@ -412,8 +511,11 @@ class Injection:
         addresses = [self._python.addresses[name] for name in functions]
         data = _DATA.pack(page.cookie, _WAITING, 0, self._inner_pid, 0, 0, base, size, self._instruction, *addresses)
         self._memory.write(base, self._processor.stub)
-        self._memory.write(page.data, data + line)
+        self._memory.write(page.data, data)
         self._system_call("mprotect", base, unit, mmap.PROT_READ | mmap.PROT_EXEC)
+        main = self._call("PyThread_get_thread_ident")
+        line = _LINE.format(_RUN.format(self._script, main)).encode() + b"\0"
+        self._memory.write(page.data + _DATA.size, line)
 
     def _visit(self) -> None:
         page = self._page
@@ -436,33 +538,58 @@ class Injection:
         assert page is not None
         pending = page.base + self._processor.entries["pending"]
         mutex = self._python.addresses.get(_MUTEX) if holds_gil else None
+        if mutex is not None:
+            self._arm(mutex)
         self._handed_over = True
         try:
-            if mutex is not None:
-                self._set_breakpoint(mutex)
-            try:
-                result = self._call("Py_AddPendingCall", pending, page.data, lock=holds_gil)
-            finally:
-                if mutex is not None:
-                    self._set_breakpoint(None)
-            if result:
-                raise Contended  # there is no room for another one
+            result = self._call("Py_AddPendingCall", pending, page.data, lock=holds_gil) & 0xFFFFFFFF
         except Contended:
             self._handed_over = False
             raise
+        finally:
+            if mutex is not None:
+                self._disarm()
+        if result:  # there is no room for another one
+            self._handed_over = False
+            raise Contended
         self._queued = True
 
-    def _set_breakpoint(self, address: int | None) -> None:
-        try:
-            self._processor.set_breakpoint(self._thread, address)
-        except OSError as error:
-            self._handed_over = False
-            raise Refusal(
-                errno.ENOSYS,
-                f"The processor gives no breakpoint for process {self.pid} ({error.strerror}), which is busy; try again"
-                " when it waits for something, or start it with `livepatch run -- ...`.",
-            ) from None
-        self._breakpoint = address
+    def _arm(self, address: int) -> None:
+        """Set the breakpoint. What it raises is SIGTRAP, which would kill where it cannot be handled."""
+        ignored = int(self._status()["SigIgn"], 16)
+        if (self._thread.mask() | ignored) >> (signal.SIGTRAP - 1) & 1:
+            problem = "it blocks or ignores SIGTRAP"
+        else:
+            try:
+                self._processor.set_breakpoint(self._thread, address)
+            except OSError as error:
+                problem = f"the processor gives no breakpoint: {error.strerror}"
+            else:
+                self._breakpoint = address
+                return
+        raise Refusal(
+            errno.ENOSYS,
+            f"Process {self.pid} is busy, and livepatch cannot attach then ({problem}); try again when it waits for"
+            " something, or start it with `livepatch run -- ...`.",
+        )
+
+    def _disarm(self) -> None:
+        """No breakpoint any more, and no trap that was raised before but not reported: it would kill."""
+        self._processor.set_breakpoint(self._thread, None)
+        self._breakpoint = None
+        while int(self._status()["SigPnd"], 16) >> (signal.SIGTRAP - 1) & 1:
+            self._thread.resume()
+            stop = self._thread.wait(1.0)
+            if stop is None:
+                break
+            if stop.why is Why.SIGNAL and stop.number == signal.SIGTRAP:
+                self._thread.resume(withhold=True)
+                self._thread.interrupt(1.0)
+                break
+
+    def _status(self) -> dict[str, str]:
+        with open(f"/proc/{self.pid}/task/{self.pid}/status", encoding="utf-8", errors="replace") as status:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in status if ":\t" in line)
 
     def _find_code(self) -> None:
         """A system call and the return from a signal handler, in code that is there already."""
@@ -508,8 +635,7 @@ class Injection:
 
     def _denied(self) -> bool:
         """Why it may not be traced; False if another livepatch is at it, which will be done soon."""
-        with open(f"/proc/{self.pid}/status", encoding="utf-8", errors="replace") as status:
-            fields = dict(line.rstrip("\n").split(":\t", 1) for line in status if ":\t" in line)
+        fields = self._status()
         tracer = fields["TracerPid"]
         if tracer != "0":
             try:

@@ -18,12 +18,15 @@ _LETS_GO = 10.0
 
 
 class Injector:
-    """A helper at work on a process, until this is left as a context manager."""
+    """A helper at work on a process, until this is left as a context manager.
 
-    def __init__(self, process: Process, script: str, timeout: float) -> None:
+    It has the target run the script, or (`wake`) its main thread look at what it was asked to do.
+    """
+
+    def __init__(self, process: Process, script: str, timeout: float, *, what: str = "run") -> None:
         self._pid = process.pid
         self._process = subprocess.Popen(
-            helper.command(process.pid, process.inner_pid, script, timeout),
+            helper.command(what, process.pid, process.inner_pid, script, timeout),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -39,10 +42,12 @@ class Injector:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.cancel()
 
-    def check(self) -> None:
-        """Raises LivepatchError if the helper has given up, with its reason."""
-        if self._answer is not None or self._process.poll() is None:
-            return
+    def done(self) -> bool:
+        """Whether the target has begun to run the script. Raises LivepatchError if the helper has given up."""
+        if self._answer is not None:
+            return True
+        if self._process.poll() is None:
+            return False
         assert self._process.stdout is not None
         self._answer = self._process.stdout.read()
         try:
@@ -55,6 +60,7 @@ class Injector:
         if answer.get("sentence"):
             kind = NoAccess if answer["errno"] in (errno.EPERM, errno.ESRCH) else LivepatchError
             raise kind(answer["errno"], answer["sentence"])
+        return not answer
 
     def cancel(self) -> None:
         """Have the target let go of; returns when it is. Whatever interrupts this, the helper does it by itself."""

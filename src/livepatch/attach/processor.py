@@ -35,6 +35,11 @@ class Call:
     resumes = property(lambda self: self.result == -516)
 
     @property
+    def begins(self) -> bool:
+        """It has only begun."""
+        return self.result == -errno.ENOSYS
+
+    @property
     def interrupted(self) -> bool:
         """It was waiting, and waits no more because the thread was stopped."""
         return self.restarts or self.resumes or self.result == -errno.EINTR
@@ -96,6 +101,9 @@ class Processor(Protocol):
 
     #: The regset of the floating point and vector registers.
     extended_set: int
+
+    def problem(self, status: Mapping[str, str]) -> str | None:
+        """What makes all this impossible, told by /proc/PID/status, as the end of a sentence."""
 
     def registers(self, content: bytes) -> Any:
         """Registers from what the kernel gives."""

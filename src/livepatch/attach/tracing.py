@@ -21,6 +21,7 @@ from .processor import Processor, Registers
 _CONT, _POKEUSER, _DETACH, _SYSCALL = 7, 6, 17, 24
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _GETREGSET, _SETREGSET, _GETSIGMASK = 0x4204, 0x4205, 0x420A
+_GET_RSEQ = 0x420F  # PTRACE_GET_RSEQ_CONFIGURATION
 _TRACESYSGOOD = 1
 _WALL = 0x40000000
 _EVENT_STOP = 128
@@ -82,6 +83,8 @@ class Thread:
 
     def seize(self) -> None:
         """Raises Gone, or OSError: EPERM if that is not allowed or somebody else traces it."""
+        if self._traced:
+            return
         self.request(_SEIZE, 0, _TRACESYSGOOD)
         self._traced = True
 
@@ -152,17 +155,30 @@ class Thread:
         self.request(_GETSIGMASK, 8, ctypes.addressof(value))
         return value.value
 
+    def restartable_sequences(self) -> int:
+        """Where the thread's `struct rseq` is, or 0."""
+        buffer = ctypes.create_string_buffer(24)
+        try:
+            self.request(_GET_RSEQ, len(buffer), ctypes.addressof(buffer))
+        except OSError:
+            return 0  # an old kernel
+        return int.from_bytes(buffer.raw[:8], "little")
+
     def release(self) -> None:
         """Trace it no more. It goes on from where it is; does nothing if it has ended."""
         if not self._traced:
             return
-        self._traced = False
         try:
             if self._stop is None:
                 self.interrupt(1.0)
             self.request(_DETACH, 0, self._due())
-        except (Gone, OSError):
-            pass  # it has ended, or the kernel lets it go when we end
+        except Gone:
+            self._traced = False
+        except OSError:
+            pass  # it cannot be stopped just now; the kernel lets it go when we end
+        else:
+            self._traced = False
+        self._stop = None
 
 
 def _stop(status: int) -> Stop:

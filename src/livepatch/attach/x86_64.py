@@ -180,6 +180,11 @@ class X86_64:
     entries: Mapping[str, int] = {"call": 0, "pending": 9, "thread": 70}  # fmt: skip
     restorer_code: tuple[bytes, ...] = (b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05", b"\xb8\x0f\0\0\0\x0f\x05")
 
+    def problem(self, status: Mapping[str, str]) -> str | None:
+        if "shstk" in status.get("x86_Thread_features", ""):
+            return "has shadow stacks switched on, on which livepatch cannot lay a frame"
+        return None
+
     def registers(self, content: bytes) -> X86Registers:
         if len(content) != ctypes.sizeof(X86Registers):
             raise Refusal(errno.ENOEXEC, "The main thread runs 32-bit code, to which livepatch cannot attach.")
