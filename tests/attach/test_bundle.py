@@ -1,4 +1,4 @@
-"""What travels: compiled for the target by somebody who may do it, kept where nobody else can write, and cleared away."""
+"""What travels: compiled for the target by somebody who may, kept where nobody else can write, and cleared away."""
 
 import hashlib
 import json
