@@ -174,7 +174,7 @@ def test_it_is_sent_home_before_it_has_done_anything(spinning):
 
 
 def test_registers_that_nobody_uses_are_not_restored_in_vain():
-    """A thread without a matrix unit may not be given the room for it: the kernel would restore the SSE registers only."""
+    """Without a matrix unit there must be no room for one: the kernel would restore the SSE registers only."""
     registers = x86_64.X86Registers(rsp=0x7FFF00001234)
     extended = bytearray(11008)
     frame = CPU.frame(registers, 0, bytes(extended), 0x1000)
