@@ -31,7 +31,6 @@ class Injector:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
-            env={},
         )
         self._answer: bytes | None = None
 
