@@ -112,6 +112,7 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
     asked = way.REMOTE_EXEC in ways and _ask(process, files, way.PENDING_CALL not in ways)
     mode = RUN if not asked else HELP if way.PENDING_CALL in ways else WAKE
     injector: Injector | None = None
+    refusal: LivepatchError | None = None
     began = time.monotonic()
     with ExitStack() as stack:
         while True:
@@ -125,10 +126,15 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
             failure = files.read(files.failure)
             if failure is not None:
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-            if injector is not None and mode != WAKE:
-                injector.done()
+            try:
+                if injector is not None and refusal is None:
+                    injector.done()
+            except LivepatchError as error:
+                if not asked:
+                    raise
+                refusal = error  # the interpreter was asked, too, and may still come by
             if left <= 0:
-                raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+                raise refusal or LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(0.01)
 
 

@@ -90,7 +90,8 @@ _WAITING, _STARTED = 0, 1
 
 #: What the thread runs, in a namespace of its own. A script that is gone was taken back.
 _LINE = "__import__('builtins').exec({0!a}, {{'__name__': 'livepatch.attach'}})\n"
-#: Whoever imports `threading` first is its main thread, up to 3.12; let that be the one that it is.
+#: Whoever imports `threading` first is its main thread, up to 3.12; let that be the one that it is. Calls that may have
+#: to wait for the GIL are as few as can be.
 _RUN = """\
 def know_main_thread(ident):
     import _thread, sys
@@ -106,18 +107,20 @@ def know_main_thread(ident):
         threading._shutdown_locks.discard(main._tstate_lock)
         threading._shutdown_locks.add(alive)
         main._ident, main._native_id, main._tstate_lock = ident, os.getpid(), alive
-try:
-    know_main_thread({1})
-    del know_main_thread
-    import posix  # each call may have to wait for the GIL: no more of them than need be
+def script():
+    import posix
     file = posix.open({0!a}, posix.O_RDONLY)
-    script = posix.read(file, 1 << 20)
-    posix.close(file)
-    exec(script)
+    try:
+        return posix.read(file, 1 << 20)
+    finally:
+        posix.close(file)
+try:
+    script = script()
+    know_main_thread({1})
+    exec(script, {{'__name__': 'livepatch.attach'}})
 except BaseException:
     pass
 """
-
 
 #: What a helper process of ours has on its command line, so that another one knows it.
 MARK = "livepatch-attach"
@@ -208,12 +211,13 @@ class Injection:
         try:
             while not self._taken():
                 self._checkpoint()
-                again = 0.0
                 if self._hold():
                     try:
                         again = self._act()
                     finally:
                         self._thread.release()
+                else:  # it may stop after all, and shall not stand still for long
+                    again = 0.001 if self._thread.traced else 0.0
                 self._wait(again or pause)
                 pause = min(2 * pause, 0.25)
         except BaseException:
@@ -264,11 +268,10 @@ class Injection:
     def _act(self) -> float:
         """With the main thread stopped, do the next thing. Returns seconds until it is worth looking again, or 0."""
         place = self._place()
-        if place is None:
-            self._outlast()
+        if place is None and self._outlast():
             place = self._place()
-            if place is None:
-                return 0.001
+        if place is None:
+            return 0.01
         if self._helping() and (place.answers or self._mode == WAKE or not place.waits):
             if place.answers:
                 self._thread.set_registers(place.registers)
@@ -310,9 +313,12 @@ class Injection:
             )
         return 0.02
 
-    def _outlast(self) -> None:
-        """Let the main thread go on to the end of the system call that it must not be disturbed in."""
+    def _outlast(self) -> bool:
+        """Let the main thread go on to the end of the system call that it must not be disturbed in, if it is in one."""
         thread = self._thread
+        call = thread.registers().call()
+        if call is None or not call.resumes:
+            return False
         while True:
             thread.resume(to_call=True)
             while (stop := thread.wait(0.05)) is None:
@@ -321,7 +327,7 @@ class Injection:
                 raise self._stopped()
             call = thread.registers().call() if stop.why is Why.CALL else None
             if call is not None and not call.begins and not call.interrupted:
-                return
+                return True
 
     # Where it is
 

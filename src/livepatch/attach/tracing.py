@@ -61,7 +61,8 @@ class Thread:
     def __init__(self, tid: int, processor: Processor) -> None:
         self.tid = tid
         self._processor = processor
-        self._traced = False
+        #: Still so after `release` if it cannot be stopped, until it can or we end.
+        self.traced = False
         self._stop: Stop | None = None
 
     def request(self, number: int, address: int = 0, data: int = 0) -> int:
@@ -83,10 +84,10 @@ class Thread:
 
     def seize(self) -> None:
         """Raises Gone, or OSError: EPERM if that is not allowed or somebody else traces it."""
-        if self._traced:
+        if self.traced:
             return
         self.request(_SEIZE, 0, _TRACESYSGOOD)
-        self._traced = True
+        self.traced = True
 
     def interrupt(self, seconds: float) -> Stop | None:
         """Stop it, and return why it did: a signal may come first."""
@@ -120,7 +121,7 @@ class Thread:
             if waited > 0.0005:
                 time.sleep(0.0002 if waited < 0.02 else 0.001)
         if not os.WIFSTOPPED(status):
-            self._traced = False
+            self.traced = False
             raise Gone
         self._stop = _stop(status)
         return self._stop
@@ -166,18 +167,18 @@ class Thread:
 
     def release(self) -> None:
         """Trace it no more. It goes on from where it is; does nothing if it has ended."""
-        if not self._traced:
+        if not self.traced:
             return
         try:
             if self._stop is None:
                 self.interrupt(1.0)
             self.request(_DETACH, 0, self._due())
         except Gone:
-            self._traced = False
+            self.traced = False
         except OSError:
             pass  # it cannot be stopped just now; the kernel lets it go when we end
         else:
-            self._traced = False
+            self.traced = False
         self._stop = None
 
 
