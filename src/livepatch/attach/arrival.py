@@ -26,7 +26,7 @@ from typing import Any
 _ROOT = "<livepatch>/"
 
 #: In seconds, and such as nobody else chooses: who finds it knows that another attach is under way.
-_SWITCH_INTERVAL = 0.000101
+_SWITCH_INTERVAL = 101e-6
 
 #: Seconds that a fork waits at most: it may itself hold a lock that our imports wait for.
 _FORK_PATIENCE = 2.0
@@ -76,12 +76,14 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
     """
     finder = Finder(modules)
     interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    short = sys.getswitchinterval()  # it is rounded
     under_way = threads.allocate_lock()
     under_way.acquire()
     this_thread = threads.get_ident()
 
     def take_back() -> None:
-        if sys.getswitchinterval() == _SWITCH_INTERVAL != interval:
+        if sys.getswitchinterval() == short:
             sys.setswitchinterval(interval)
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
@@ -89,7 +91,6 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
     leave = _hold_forks_up(under_way, take_back, lambda: threads.get_ident() == this_thread)
     try:
         sys.meta_path.append(finder)
-        sys.setswitchinterval(_SWITCH_INTERVAL)
         try:
             import livepatch
 
