@@ -122,6 +122,7 @@ def _await_agent(
     process: Process, files: Files, timeout: float, stack: ExitStack, inject: Callable[[], Injector], patience: float
 ) -> Client:
     injector: Injector | None = None
+    refusal: LivepatchError | None = None
     began = time.monotonic()
     while True:
         waited = time.monotonic() - began
@@ -137,10 +138,15 @@ def _await_agent(
         failure = files.read(f"{files.stem}.failed")
         if failure is not None:
             raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-        if injector is not None:
-            injector.done()
+        try:
+            if injector is not None and refusal is None:
+                injector.done()
+        except LivepatchError as error:
+            if not patience:
+                raise
+            refusal = error  # the interpreter was asked, too, and may still come by
         if late:
-            raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+            raise refusal or LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
         time.sleep(0.01)
 
 
