@@ -17,6 +17,7 @@ ROWS = {
     "torn": "torn.torn",
     "enable": "enable.ten_functions",
     "load": "command.load",
+    "attach": "attach.attach",
     "threads": "crowds.sleeping_threads",
     "tasks": "crowds.suspended_tasks",
     "million": "crowds.million_tasks",

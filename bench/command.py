@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from livepatch.core import cpython
-
 from .measure import Row
 
 #: A service with nothing to do. It says when it is ready, and ends when its input does.
@@ -40,13 +38,15 @@ def _process(folder: Path, module: str, *prepared: str) -> Iterator[int]:
         yield process.pid
 
 
-def _seconds(command: list[str]) -> float:
+def seconds(command: list[str]) -> float:
+    """How long a command takes where Python may keep what it has compiled, as it may for those who install it."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - begun
 
 
-def _archive(folder: Path) -> Path:
+def archive(folder: Path) -> Path:
     for version in ("old", "new"):
         (folder / version).mkdir()
         (folder / version / "service.py").write_text(_SERVICE.replace("old", version))
@@ -61,37 +61,24 @@ def load(quick: bool) -> list[Row]:
     """`livepatch load` from its start to its end."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        file = _archive(folder)
+        file = archive(folder)
         prepared, start = [], []
         with _process(folder, "service", *livepatch("run", "--")) as pid:
             for _ in range(3 if quick else 15):
-                prepared.append(_seconds(livepatch("load", file, "--pid", pid)))
+                prepared.append(seconds(livepatch("load", file, "--pid", pid)))
                 subprocess.run(
                     livepatch("disable", "bench", "--unload", "--pid", pid), check=True, stdout=subprocess.DEVNULL
                 )
-                start.append(_seconds([sys.executable, "-c", "pass"]))
-        rows = [_load_row("a prepared process", prepared, 300, statistics.median(start))]
-        unprepared = []
-        if cpython.REMOTE_EXEC:
-            for _ in range(2 if quick else 8):
-                with _process(folder, "service") as pid:
-                    unprepared.append(_seconds(livepatch("load", file, "--pid", pid)))
-            rows.append(_load_row("an unprepared process", unprepared, 500, statistics.median(start)))
-        else:
-            rows.append(
-                Row("`livepatch load` from the shell into an unprepared process", "≤ 500 ms", "needs Python 3.14", None)
-            )
-    return rows
-
-
-def _load_row(into: str, times: list[float], reach: int, start: float) -> Row:
-    found = statistics.median(times) * 1000
-    return Row(
-        f"`livepatch load` from the shell into {into}, whole command",
-        f"≤ {reach} ms",
-        f"{found:.0f} ms (an empty Python script {start * 1000:.0f} ms)",
-        found <= reach,
-    )
+                start.append(seconds([sys.executable, "-c", "pass"]))
+    found = statistics.median(prepared) * 1000
+    return [
+        Row(
+            "`livepatch load` from the shell into a prepared process, whole command",
+            "≤ 300 ms",
+            f"{found:.0f} ms (an empty Python script {statistics.median(start) * 1000:.0f} ms)",
+            found <= 300,
+        )
+    ]
 
 
 def agent(quick: bool) -> list[Row]:

@@ -71,12 +71,17 @@ inside() {
         "${REQUESTS_CA_BUNDLE:-/nonexistent}" "$checkout"; do
         carry "$root" "$path"
     done
+    # A process in a chroot may not make a user namespace, and tests do: the folder becomes the root of all mounts.
+    mount --rbind "$root" "$root"
+    cd "$root"
+    pivot_root . .
+    umount --lazy .
     trap : INT TERM
     # shellcheck disable=SC2016
     env -u PYENV_ROOT -u PYENV_VERSION -u PYTHONPATH -u PYTHONHOME -u VIRTUAL_ENV -u TMPDIR -u XDG_CACHE_HOME \
         -u XDG_CONFIG_HOME -u XDG_RUNTIME_DIR LC_ALL=C.UTF-8 LIVEPATCH_VENVS=.cache/forky \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-        chroot "$root" sh -c 'cd "$0" && exec "$@"' "$checkout" "$@"
+        chroot . sh -c 'cd "$0" && exec "$@"' "$checkout" "$@"
 }
 
 # Packages come from where the host's own come from; where the host is no Debian, from debootstrap's usual place.

@@ -15,7 +15,7 @@ from livepatch.core.model import LivepatchError
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
     path = str(tmp_path / "livepatch-0")
-    monkeypatch.setattr(places, "directory_of", lambda uid: path)
+    monkeypatch.setattr(places, "directory_of", lambda uid, base: path)
     return path
 
 

@@ -21,7 +21,7 @@ def polled():
 def running(polled, tmp_path, monkeypatch):
     """A server that answers `big` with a megabyte and everything else with itself."""
     directory = tmp_path / "sockets"
-    monkeypatch.setattr(places, "directory_of", lambda uid: str(directory))
+    monkeypatch.setattr(places, "directory_of", lambda uid, base: str(directory))
     made = server.Server(polled, lambda line, client: (MEGABYTE if line == b"big" else bytes(line)) + b"\n")
     yield made
     for sock in made.sockets():
@@ -149,7 +149,7 @@ def test_the_quietest_goes_when_there_are_too_many(running, connect, polled, mon
 def test_another_user_is_turned_away(polled, monkeypatch):
     """Even if the directory let it through."""
     with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setattr(places, "directory_of", lambda uid: f"{folder}/sockets")
+        monkeypatch.setattr(places, "directory_of", lambda uid, base: f"{folder}/sockets")
         running = server.Server(polled, lambda line, client: bytes(line) + b"\n")
         for path in (folder, f"{folder}/sockets", running.path):
             os.chmod(path, 0o777)

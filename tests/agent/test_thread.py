@@ -138,7 +138,7 @@ def test_a_refused_directory_is_one_sentence():
     script = """
         import livepatch as lp
         from livepatch.agent import places
-        places.directory_of = lambda uid: "/dev/null"
+        places.directory_of = lambda uid, base: "/dev/null"
         try:
             lp.start_agent()
         except lp.LivepatchError as error:

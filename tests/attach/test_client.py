@@ -67,8 +67,8 @@ def test_not_prepared():
         target.hear()
         symbol, sentence = refusal(target.pid, NotPrepared)
         assert symbol == "ENOTCONN"
-        assert "is not prepared for livepatch; " in sentence
-        assert "`livepatch " in sentence
+        assert "has no livepatch agent and so no patches; " in sentence
+        assert f"`livepatch attach {target.pid}` " in sentence
 
 
 def test_a_socket_that_another_process_made_is_not_spoken_to():

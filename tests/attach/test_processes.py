@@ -69,6 +69,13 @@ def test_no_such_process():
     )
 
 
+def test_a_title_is_fit_for_a_terminal():
+    """A command line may hold anything, and root reads it."""
+    with Target("say('ready'); hear()", arguments=("\x1b]0;evil\x07", "a\nb", "\x9bJ")) as target:
+        target.hear()
+        assert processes.examine(target.pid).title.isprintable()
+
+
 def test_a_zombie_is_gone():
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
@@ -137,7 +144,17 @@ def test_one_of_another_user():
         ("/usr/lib/libpython3.14t.so", "3.14t"),
         ("/srv/x/_json.cpython-311-x86_64-linux-gnu.so", "3.11"),
         ("/srv/x/_json.cpython-314t-x86_64-linux-gnu.so", "3.14t"),
-        ("/usr/bin/python2.7", None),
+        ("/usr/bin/python2.7", "2.7"),
+        ("/usr/lib/libpython2.7.so.1.0", "2.7"),
+        ("/usr/bin/python3.6m", "3.6"),
+        ("/usr/lib/libpython3.7dm.so.1.0", "3.7"),
+        ("/srv/x/_json.cpython-37m-x86_64-linux-gnu.so", "3.7"),
+        ("/usr/lib/libpython3.12d.so.1.0", "3.12"),
+        ("/usr/bin/pypy3.10", "PyPy 3.10"),
+        ("/srv/pypy/bin/libpypy3.10-c.so", "PyPy 3.10"),
+        ("/usr/lib/x86_64-linux-gnu/libpypy3-c.so (deleted)", "PyPy 3"),
+        ("/usr/bin/python4", None),
+        ("/srv/pypy3.10/notes.txt", None),
         ("/usr/lib/python3.11/notes.txt", None),
         ("/usr/bin/python3.11-config", None),
         ("[heap]", None),

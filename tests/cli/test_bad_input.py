@@ -208,7 +208,10 @@ def test_a_process_of_another_user(archive, user, tmp_path, command):
 def test_a_process_that_is_not_prepared(lp, archive):
     with Target("say('ready'); hear()", command=[sys.executable, "-X", "disable-remote-debug"]) as target:
         target.hear()
-        check_refusal(lp("load", archive, "--pid", target.pid), 1, "start it (with `livepatch run|without)")
+        check_refusal(lp("load", archive, "--pid", target.pid), 4, "remote debugging disabled .*; start it without")
+        check_refusal(lp("load", archive, "--pid", target.pid, "--no-attach"), 1, "has no livepatch agent")
+        for command in ("disable fix", "enable fix", "force fix --yes", "unload fix", "dmesg --follow"):
+            check_refusal(lp(*command.split(), "--pid", target.pid), 1, "has no livepatch agent")
 
 
 def test_a_process_that_dies_during_the_load(lp, service, tmp_path):

@@ -92,7 +92,7 @@ def test_the_same_for_programs(lp, service, patch):
     assert log["lines"][0] == "livepatch: enabling patch 'fix'"
     disabled = lp("disable", "fix", "--unload", *pid)
     assert disabled.json["unloaded"] is True
-    assert lp("list", *pid).json == [{"pid": service.pid, "patches": []}]
+    assert lp("list", *pid).json == [{"pid": service.pid, "prepared": True, "patches": []}]
 
 
 def test_errors_for_programs(lp, service):
@@ -130,17 +130,6 @@ def test_tasks(lp, occupied, patch):
     done = lp("tasks", "--stacks", *pid)
     assert "thread worker (" in done.out
     assert "  <- in the way\n" in done.out
-
-
-def test_ps(lp, service, patch):
-    lp("load", patch("fix", "answer"), "--pid", service.pid)
-    entry = next(entry for entry in lp("ps", "--json").json if entry["pid"] == service.pid)
-    assert entry["agent"] == "yes"
-    assert entry["patches"] == ["fix"]
-    assert entry["python"] == sys.version.split()[0]
-    lines = lp("ps").out.splitlines()
-    assert lines[0].split() == ["PID", "PYTHON", "AGENT", "PATCHES", "COMMAND"]
-    assert next(line for line in lines if line.startswith(str(service.pid))).split()[2:4] == ["yes", "fix"]
 
 
 def test_several_processes_are_looked_at_one_after_another(lp, service):

@@ -1,9 +1,9 @@
 """Where an agent's socket is, and why nobody else can put one there.
 
-`/tmp/livepatch-<uid>/<pid>.sock`, both numbers as the process itself sees them. `/tmp` is everybody's, so
-the directory is what protects: it must be a real directory (no symbolic link), belong to the user, and be
-closed to everybody else; if somebody else made it first, nothing is put into it. The sticky bit of `/tmp`
-keeps it ours from then on.
+`/tmp/livepatch-<uid>/<pid>.sock`, both numbers as the process itself sees them, or the same below `/dev/shm` where
+`/tmp` takes none: a container with a read-only root has often no other place. Both are everybody's, so the directory
+is what protects: it must be a real directory (no symbolic link), belong to the user, and be closed to everybody else;
+if somebody else made it first, nothing is put into it. The sticky bit of `/tmp` keeps it ours from then on.
 
 A process that was killed leaves its socket behind. Whoever starts an agent in the directory clears such
 leftovers away: those of processes that are gone *and* on which nobody listens any more (the process may
@@ -23,32 +23,32 @@ PREFIX = "livepatch-"
 SOCKET = ".sock"
 
 
-def directory_of(uid: int) -> str:
+#: Where everybody may put something, best first. Paired with Process.sockets in attach/processes.py.
+BASES = ("/tmp", "/dev/shm")
+
+
+def directory_of(uid: int, base: str = BASES[0]) -> str:
     """The socket directory of a user's processes."""
-    return f"/tmp/{PREFIX}{uid}"
+    return f"{base}/{PREFIX}{uid}"
 
 
-def socket_path() -> str:
+def socket_path(base: str = BASES[0]) -> str:
     """Where this process's socket belongs, now: a fork or a change of user moves it."""
-    return f"{directory_of(os.geteuid())}/{os.getpid()}{SOCKET}"
+    return f"{directory_of(os.geteuid(), base)}/{os.getpid()}{SOCKET}"
 
 
-def ensure_directory() -> str:
+def ensure_directory(base: str = BASES[0]) -> str:
     """Make this user's socket directory, or make sure that it is one, and return it.
 
-    Raises LivepatchError(EACCES) if what is there is not a directory that only this user can enter.
+    Raises LivepatchError(EACCES) if what is there is not a directory that only this user can enter, and any other
+    OSError if it cannot be made there.
     """
-    path = directory_of(os.geteuid())
+    path = directory_of(os.geteuid(), base)
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         pass
-    except OSError as error:
-        raise LivepatchError(
-            error.errno or errno.EACCES, f"The socket directory {path} cannot be made: {error.strerror}."
-        ) from None
-    found = os.lstat(path)
-    problem = directory_problem(found, os.geteuid())
+    problem = directory_problem(os.lstat(path), os.geteuid())
     if problem:
         raise LivepatchError(errno.EACCES, f"{path} {problem}; remove it, then start the agent again.")
     return path

@@ -26,6 +26,8 @@ LINE_LIMIT = 90 * 2**20
 EVENTS_LIMIT = 2**20
 CONNECTIONS_LIMIT = 32
 _CHUNK = 2**18
+#: What the kernel shows for a user whom a user namespace does not know.
+_OVERFLOW_UID = 65534
 
 Answer = Callable[[bytearray, "Connection"], "bytes | None"]
 
@@ -103,21 +105,7 @@ class Server:
         self.polled = polled
         self.answer = answer
         self.connections: list[Connection] = []  # the most recently active last
-        self.path = places.socket_path()
-        directory = places.ensure_directory()
-        places.clear_leftovers(directory)
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)  # of an earlier process with our pid, or of ourselves before an exec
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.listener.setblocking(False)
-            self.listener.bind(self.path)
-            self.listener.listen(16)
-        except OSError as error:
-            self.listener.close()
-            raise LivepatchError(
-                error.errno or 0, f"The socket {self.path} cannot be made: {error.strerror}."
-            ) from None
+        self.listener, self.path = _listen()
         polled.register(self.listener, poll.READ, self.accept)
 
     def accept(self) -> None:
@@ -127,7 +115,7 @@ class Server:
             sock = socket.socket(fileno=descriptor)
         except OSError:  # it went away again, or there is no descriptor left for it
             return
-        if _peer_uid(sock) not in (0, os.geteuid()):
+        if not self._may_speak(sock):
             sock.close()
             return
         if len(self.connections) >= CONNECTIONS_LIMIT:
@@ -136,6 +124,22 @@ class Server:
         connection = Connection(self, sock)
         self.connections.append(connection)
         self.polled.register(sock, poll.READ, lambda: self.attend(connection))
+
+    def _may_speak(self, sock: socket.socket) -> bool:
+        """Whether the other end is root or our own user, as the kernel knows it.
+
+        Root of an outer user namespace has no number in ours. It is known by having come in all the same, through a
+        directory that is closed to everybody but us.
+        """
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _gid = struct.unpack("3i", credentials)
+        if uid in (0, os.geteuid()):
+            return True
+        try:
+            closed = places.directory_problem(os.lstat(os.path.dirname(self.path)), os.geteuid()) is None
+        except OSError:
+            return False
+        return closed and _has_no_number_here(pid, uid)
 
     def attend(self, connection: Connection) -> None:
         """The client sent something, or can take more of what it is owed."""
@@ -171,7 +175,45 @@ class Server:
         return [self.listener, *(connection.sock for connection in self.connections)]
 
 
-def _peer_uid(sock: socket.socket) -> int:
-    """The user at the other end, as the kernel knows it."""
-    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(uid)
+def _listen() -> tuple[socket.socket, str]:
+    """A socket that listens in the first place which takes one, and its path."""
+    problems = []
+    for base in places.BASES:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            places.clear_leftovers(places.ensure_directory(base))
+            path = places.socket_path(base)
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # of an earlier process with our pid, or of ourselves before an exec
+            listener.setblocking(False)
+            listener.bind(path)
+            listener.listen(16)
+            return listener, path
+        except OSError as error:
+            listener.close()
+            if isinstance(error, LivepatchError):
+                raise
+            problems.append(error)
+    raise LivepatchError(
+        problems[0].errno or 0,
+        "The agent's socket cannot be made in "
+        + " or ".join(f"{base} ({error.strerror})" for base, error in zip(places.BASES, problems, strict=True))
+        + "; let the process write to one of these.",
+    )
+
+
+def _has_no_number_here(pid: int, uid: int) -> bool:
+    """Whether this user is one whom our user namespace does not know.
+
+    A namespace that has a user with the very number that stands for those leaves that in doubt, unless the other end
+    is also outside of our pid namespace.
+    """
+    if uid != _OVERFLOW_UID:
+        return False
+    try:
+        with open("/proc/self/uid_map") as text:
+            ranges = [(int(first), int(count)) for first, _, count in map(str.split, text)]
+    except OSError:
+        return False
+    known = any(first <= uid < first + count for first, count in ranges)
+    return not known or (pid == 0 and sum(count for _, count in ranges) < 2**32 - 1)

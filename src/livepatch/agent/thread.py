@@ -347,7 +347,7 @@ class Agent:
                 self._open()
 
     def _remove_socket(self) -> None:
-        if self.server is not None and self.server.path == places.socket_path():
+        if self.server is not None and self.server.path in map(places.socket_path, places.BASES):
             with suppress(OSError):
                 os.unlink(self.server.path)
 

@@ -1,64 +1,81 @@
-"""What travels into a process that was not prepared: the agent as one zip, and the script that starts it.
+"""What travels into a process that was not prepared: the agent, compiled, in one file, and the script that starts it.
 
-The script only starts a thread; the imports happen there, while the main thread goes on. They are all done when the
-agent answers, so that the zip can go then.
+A process that has to compile all of it by itself does little else meanwhile, and each version needs other code. So the
+file holds both: the sources, and the same compiled by an interpreter of the version that we take the process for, with
+the magic number of that interpreter. The process uses the sources if the number is not its own.
+
+The format is one `marshal` of a few dictionaries, which is read with a single call. A zip would be read in hundreds of
+small steps, and why that matters is said in `arrival.py`, the code that gets it all there.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
+import marshal
 from pathlib import Path
 
 import livepatch
 
+from . import compiled
 from .files import Files
 from .processes import Process
 
-#: What travels: the public face, and the layers that run in a patched process.
-_TRAVELS = ("__init__.py", "core", "agent", "archive")
+#: What travels: what arrives, the public face, and the layers that run in a patched process.
+_TRAVELS = ("attach/arrival.py", "__init__.py", "core", "agent", "archive")
 
 _SCRIPT = """\
 def livepatch_attach():
-    import _thread, os
+    import os, sys
     if os.getpid() != {pid}:
         return
+    # Not the `_thread` that gevent and others may have changed.
+    spec = sys.modules["_thread"].__spec__
+    threads = spec.loader.create_module(spec)
+    spec.loader.exec_module(threads)
     def start():
-        import importlib, sys
-        sys.path.append({zip!r})
         try:
-            import livepatch
-            if not os.path.isdir(livepatch.__path__[0]):
-                # In a zip, ours or that of another attach at this instant, and both go away once the agent answers.
-                for name in {modules!r}:
-                    importlib.import_module(name)
-            livepatch.start_agent(installed=False)
+            import marshal
+            from _frozen_importlib_external import MAGIC_NUMBER
+            with open({bundle!r}, "rb") as file:
+                sources, magic, modules = marshal.loads(file.read())
+            modules = marshal.loads(modules) if magic == MAGIC_NUMBER else sources
+            names = {{"__name__": "livepatch.attach.arrival"}}
+            exec(modules.pop("attach/arrival.py"), names)
+            names["arrive"](modules, threads)
         except BaseException as error:
-            for name in [name for name in sys.modules if name.partition(".")[0] == "livepatch"]:
-                if {zip!r} in str(sys.modules[name].__spec__.origin):
-                    del sys.modules[name]
             try:
-                with open({failure!r}, "w") as file:
-                    file.write(str(error) or type(error).__name__)
+                if os.path.exists({bundle!r}):  # else nobody waits for us any more
+                    with open({failure!r}, "w") as file:
+                        file.write(str(error) or type(error).__name__)
             except OSError:
                 pass
-        finally:
-            sys.path.remove({zip!r})
-            sys.path_importer_cache.pop({zip!r}, None)
-    _thread.start_new_thread(start, ())
+    threads.start_new_thread(start, ())
+livepatch_attach()
+del livepatch_attach
+"""
+
+#: What the interpreter is asked to read, which it may do hours later: it takes itself away, and does nothing if the
+#: script has been taken back. It must exist then, or the interpreter complains.
+_REQUEST = """\
+def livepatch_attach():
+    import os
+    try:
+        os.unlink({request!r})
+        with open({script!r}, "rb") as file:
+            script = file.read()
+    except OSError:
+        return
+    exec(script, {{"__name__": "livepatch.attach"}})
 livepatch_attach()
 del livepatch_attach
 """
 
 
-def agent_zip() -> bytes:
-    """The part of this package that runs in a patched process, as one zip."""
+def agent(process: Process) -> bytes:
+    """The part of this package that runs in a patched process, as one file for this one."""
     package = Path(livepatch.__file__).parent
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for file in _sources(package):
-            archive.write(file, Path("livepatch") / file.relative_to(package))
-    return content.getvalue()
+    sources = {str(path.relative_to(package)): path.read_bytes() for path in _sources(package)}
+    made = compiled.for_process(process, sources)
+    return marshal.dumps((sources, made[: compiled.MAGIC], made[compiled.MAGIC :]), 2)
 
 
 def _sources(package: Path) -> list[Path]:
@@ -70,14 +87,8 @@ def _sources(package: Path) -> list[Path]:
 
 
 def script(process: Process, files: Files) -> str:
-    package = Path(livepatch.__file__).parent
-    modules = [
-        ".".join(("livepatch", *file.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
-        for file in _sources(package)
-    ]
-    return _SCRIPT.format(
-        pid=process.inner_pid,
-        zip=files.inside(f"{files.stem}.zip"),
-        failure=files.inside(f"{files.stem}.failed"),
-        modules=modules,
-    )
+    return _SCRIPT.format(pid=process.inner_pid, bundle=files.inside(files.bundle), failure=files.inside(files.failure))
+
+
+def request(files: Files) -> str:
+    return _REQUEST.format(request=files.inside(files.request), script=files.inside(files.script))

@@ -44,12 +44,10 @@ class NotPrepared(LivepatchError):
     """A Python process in which no agent listens."""
 
     def __init__(self, process: Process) -> None:
-        if process.takes_remote_exec:
-            remedy = f"`livepatch attach {process.pid}` prepares it."
-        else:
-            remedy = "start it with `livepatch run -- ...` or have it call livepatch.start_agent()."
         super().__init__(
-            errno.ENOTCONN, f"Process {process.pid} (Python {process.python}) is not prepared for livepatch; {remedy}"
+            errno.ENOTCONN,
+            f"Process {process.pid} (Python {process.python}) has no livepatch agent and so no patches;"
+            f" `livepatch attach {process.pid}` brings the agent in.",
         )
         self.process = process
 

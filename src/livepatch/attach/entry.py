@@ -1,24 +1,33 @@
 """Bring the agent into a running process that was not prepared; the acknowledgement is the agent's own answer.
 
-If it does not come in time, the script is made empty, because it may still be read hours later (and must exist then, or
-the interpreter complains), and the user is told where the main thread sits.
+If it does not come in time, the script is taken back, and the user is told where the main thread sits. An interpreter
+that was asked to run it (`remote_exec`) may do so hours later: all that it finds then is a request that takes itself
+away.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
 
-from . import bundle, remote
+from . import bundle, remote, seccomp, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
+from .injection import HELP, RUN, WAKE
+from .injector import Injector
 from .processes import NoAccess, Process, alive
 
 #: Seconds until the agent must have answered.
 TIMEOUT = 5.0
+
+#: Seconds after which a main thread that has not run a script is taken to be blocked.
+_AWAKE = 0.05
 
 #: What a main thread may wait in: how the kernel's name for the place begins, and what that means.
 _WAITS = {
@@ -43,74 +52,103 @@ _WAITS = {
 }
 
 
-def attach(pid: int, *, timeout: float = TIMEOUT) -> Client:
-    """The agent of this process, brought into it if it is not there yet.
+def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Client:
+    """The agent of this process, brought into it within so many seconds if it is not there yet.
 
-    Raises NotPrepared if its Python is too old for that, NoAccess, or LivepatchError with the reason,
-    after which the process is as it was.
+    `method` is one of `way.METHODS`: one way to insist on it, or the first that there is, helped by the second if the
+    main thread does not run.
+
+    Raises NoAccess, or LivepatchError with the reason, after which the process is as it was.
     """
     try:
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-        _require_remote_exec(unprepared)
+    ways = _through_filters(pid, way.into(process, method))
     try:
-        with files_for(process) as files:
-            script = f"{files.stem}.py"
-            files.write(f"{files.stem}.zip", bundle.agent_zip())
-            files.write(script, bundle.script(process, files).encode())
-            remote.request(process, files.inside(script))
-            return _await_agent(process, files, timeout)
+        with _alone(process, timeout), files_for(process) as files:
+            with suppress(NotPrepared):
+                return Client(pid)  # who was at it before us has brought it
+            files.write(files.bundle, bundle.agent(process))
+            files.write(files.script, bundle.script(process, files).encode())
+            return _await_agent(process, files, ways, timeout)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _require_remote_exec(unprepared: NotPrepared) -> None:
-    process = unprepared.process
-    if process.free_threaded:
-        raise LivepatchError(
-            errno.ENOEXEC, f"Process {process.pid} is a free-threaded Python, which livepatch does not support."
-        )
-    if not process.takes_remote_exec:
-        raise unprepared
-    if remote.disabled(process):
-        raise LivepatchError(
-            errno.EPERM,
-            f"Process {process.pid} was started with remote debugging disabled (PYTHON_DISABLE_REMOTE_DEBUG or"
-            " -X disable-remote-debug); start it without, or with `livepatch run -- ...`.",
-        )
+def _through_filters(pid: int, ways: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the ways that the process's system call filters leave. Raises NoAccess if that is none."""
+    refusal = seccomp.examine(pid, seccomp.AGENT)
+    if not refusal and way.PENDING_CALL in ways:
+        refusal = seccomp.examine(pid, seccomp.CODE)
+        if refusal and way.REMOTE_EXEC in ways:
+            return (way.REMOTE_EXEC,)
+    if refusal:
+        raise NoAccess(errno.EPERM, refusal)
+    return ways
 
 
-def _await_agent(process: Process, files: Files, timeout: float) -> Client:
-    script = f"{files.stem}.py"
-    deadline = time.monotonic() + timeout
-    try:
-        while True:
-            late = time.monotonic() >= deadline
-            if late:
-                files.empty(script)  # and look once more: it may have been read just before
+@contextmanager
+def _alone(process: Process, timeout: float) -> Iterator[None]:
+    """One attach to a process at a time: an interpreter has room for one request only, a thread for one tracer.
+
+    The lock is on a file that only those can open who may attach, and that is gone with the process. Who keeps it for
+    longer than an attach may last holds up nobody.
+    """
+    with open(f"/proc/{process.pid}/environ", "rb") as file:
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
             try:
-                client = Client(process.pid)
-            except NotPrepared:
-                pass
-            else:
-                files.remove(script)
-                return client
-            failure = files.read(f"{files.stem}.failed")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+        yield
+
+
+def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
+    asked = way.REMOTE_EXEC in ways and _ask(process, files, way.PENDING_CALL not in ways)
+    mode = RUN if not asked else HELP if way.PENDING_CALL in ways else WAKE
+    injector: Injector | None = None
+    refusal: LivepatchError | None = None
+    began = time.monotonic()
+    with ExitStack() as stack:
+        while True:
+            left = began + timeout - time.monotonic()
+            if left <= 0:
+                files.remove(files.script)  # and look once more: it may have been read just before
+            if injector is None and (not asked or left < timeout - _AWAKE):
+                injector = stack.enter_context(Injector(process, files.inside(files.script), timeout, mode=mode))
+            with suppress(NotPrepared):
+                return Client(process.pid, timeout=max(left, 1.0))
+            failure = files.read(files.failure)
             if failure is not None:
-                files.remove(script)
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-            if late:
-                raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+            try:
+                if injector is not None and refusal is None:
+                    injector.done()
+            except LivepatchError as error:
+                if not asked:
+                    raise
+                refusal = error  # the interpreter was asked, too, and may still come by
+            if left <= 0:
+                raise refusal or LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(0.01)
-    except BaseException:
-        if alive(process.pid):
-            files.empty(script)
-        else:
-            files.remove(script)
-        raise
+
+
+def _ask(process: Process, files: Files, only_way: bool) -> bool:
+    """Whether the interpreter could be asked to run the script. Raises LivepatchError if that is the only way."""
+    files.write(files.request, bundle.request(files).encode())
+    try:
+        remote.request(process, files.inside(files.request))
+    except BaseException as error:
+        files.remove(files.request)
+        if only_way or not isinstance(error, LivepatchError):
+            raise
+        return False
+    return True
 
 
 def _blocked(process: Process, timeout: float) -> str:

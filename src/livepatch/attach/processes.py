@@ -3,7 +3,11 @@
 Whether it is a Python is told by what it has mapped: an executable called `python3.X`, a `libpython3.X`,
 or an extension module built for one. That finds interpreters that are embedded in another program too,
 and it is not fooled by programs that merely mention Python on their command line. The exact version is
-for the agent to say.
+for the agent to say. Pythons that livepatch cannot serve (2.7, PyPy) are found as well: whoever looks for
+one shall be told why not.
+
+Another user's process shows the caller nothing but its command line. That is good enough to list it, and
+for nothing else.
 
 A process is addressed by the pid that the caller sees. It may live in a container: then it calls itself
 something else (`NSpid`), and its `/tmp` is found under `/proc/PID/root`.
@@ -21,8 +25,14 @@ from dataclasses import dataclass
 from livepatch.agent import places
 from livepatch.core.model import LivepatchError
 
-_PYTHON = re.compile(rb"/(?:lib)?python(3\.\d+)(t?)(?:\.so[.\d]*|d)?$")
-_EXTENSION = re.compile(rb"\.cpython-3(\d+)(t?)-[^/]*\.so$")
+# After the version: t free-threaded; d, m and u are other ways to build it, which do not matter here.
+_PYTHON = re.compile(rb"/(?:lib)?python([23]\.\d+)(t?)[dmu]*(?:\.so[.\d]*)?$")
+_EXTENSION = re.compile(rb"\.cpython-3(\d+)(t?)[dmu]*-[^/]*\.so$")
+_PYPY = re.compile(rb"/(?:lib)?pypy(\d(?:\.\d+)?)?(?:-c)?(?:\.so[.\d]*)?$")
+_MUSL = re.compile(rb"/ld-musl-[^/]*$", re.MULTILINE)
+
+#: What the command line of a Python begins with, where nothing better can be seen.
+_COMMAND = re.compile(r"(?:^|/)(python|pypy)(\d(?:\.\d+)?t?)?$")
 
 
 class NoAccess(LivepatchError):
@@ -31,8 +41,8 @@ class NoAccess(LivepatchError):
 
 @dataclass(frozen=True)
 class Process:
-    """A running process. `python` is its version as "3.X" (with "t" if free-threaded), None if it is no
-    Python.
+    """A running process. `python` is its version as "3.X" (with "t" if free-threaded), "PyPy 3.X", or, guessed from
+    its command line, perhaps only "3" or "?"; None if it is no Python.
     """
 
     pid: int
@@ -41,13 +51,18 @@ class Process:
     executable: str
     command: list[str]
     python: str | None
+    #: Its C library is musl.
+    musl: bool = False
+    #: The caller may look into it; otherwise `executable` is empty and `python` a guess.
+    open: bool = True
 
     @property
     def title(self) -> str:
         """The command line on one line, roughly as one would type it."""
         import shlex
 
-        return " ".join(shlex.join(self.command).split()) or self.executable
+        line = " ".join(shlex.join(self.command).split()) or self.executable
+        return "".join(letter if letter.isprintable() else "?" for letter in line)  # it is not for our terminal
 
     @property
     def free_threaded(self) -> bool:
@@ -55,51 +70,83 @@ class Process:
         return (self.python or "").endswith("t")
 
     @property
-    def minor(self) -> int:
-        """The X of Python 3.X."""
-        return int((self.python or "3.0").rstrip("t").partition(".")[2])
+    def version(self) -> tuple[int, int]:
+        """Of a CPython, as far as it is known; else zeros."""
+        found = re.match(r"(\d+)\.(\d+)", self.python or "")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     @property
-    def takes_remote_exec(self) -> bool:
-        """Whether the agent can be brought into it although it was not prepared (PEP 768)."""
-        return self.minor >= 14 and not self.free_threaded
+    def inner_owner(self) -> tuple[int, int]:
+        """The user and the group that the process acts as, by the numbers of its own user namespace."""
+        numbers = owner(self.pid)
+        try:
+            if os.path.samefile(f"/proc/{self.pid}/ns/user", "/proc/self/ns/user"):
+                return numbers
+        except OSError:
+            return numbers
+        return _inner(self.pid, "uid_map", numbers[0]), _inner(self.pid, "gid_map", numbers[1])
 
     def sockets(self) -> Iterator[str]:
         """Where its agent's socket may be, likeliest first."""
+        inner_uid = self.inner_owner[0]
         tried = set()
-        for uid in (self.uid, 0):
-            tried.add(path := f"{self._tmp()}/{places.PREFIX}{uid}/{self.inner_pid}{places.SOCKET}")
-            yield path
-        # Started by another user than it is now, or in a user namespace where users have other numbers.
-        for name in _list(self._tmp()):
-            path = f"{self._tmp()}/{name}/{self.inner_pid}{places.SOCKET}"
-            if name.startswith(places.PREFIX) and path not in tried:
+        for base in map(self.inside, places.BASES):
+            for uid in (inner_uid, 0):
+                tried.add(path := f"{base}/{places.PREFIX}{uid}/{self.inner_pid}{places.SOCKET}")
                 yield path
+        # Started by another user than it is now.
+        for base in map(self.inside, places.BASES):
+            for name in _list(base):
+                path = f"{base}/{name}/{self.inner_pid}{places.SOCKET}"
+                if name.startswith(places.PREFIX) and path not in tried:
+                    yield path
 
-    def _tmp(self) -> str:
+    def inside(self, path: str) -> str:
+        """An absolute path of the process, which may have another root, as ours."""
         root = f"/proc/{self.pid}/root"
-        return f"{root}/tmp" if os.access(root, os.X_OK) else "/tmp"
+        return root + path if os.access(root, os.X_OK) else path
 
 
 def examine(pid: int) -> Process:
     """What this pid is. Raises NoAccess if there is no such process or the caller may not look at it."""
-    fields = _status_fields(pid)
-    if fields is None or fields["State"].startswith(("Z", "X")):
-        raise NoAccess(errno.ESRCH, f"There is no process {pid}; `livepatch ps` lists the Python processes.")
+    fields = status(pid)
     if int(fields["Tgid"]) != pid:
         raise NoAccess(errno.ESRCH, f"{pid} is a thread of process {fields['Tgid']}; use --pid {fields['Tgid']}.")
+    thread = pid
+    if fields["State"].startswith(("Z", "X")):
+        # The main thread alone may have ended. The kernel shows nothing of the process there then, but all of it at any
+        # of the threads that go on.
+        others = [int(name) for name in _list(f"/proc/{pid}/task") if int(name) != pid]
+        if not others:
+            raise NoAccess(
+                errno.ESRCH,
+                f"Process {pid} has ended and is a zombie: its parent, process {fields['PPid']}, has not asked for its"
+                " exit status.",
+            )
+        thread = others[0]
     uid = int(fields["Uid"].split()[1])
     try:
-        executable = os.readlink(f"/proc/{pid}/exe")
-        with open(f"/proc/{pid}/maps", "rb") as maps:
-            python = _python_version(maps.read())
+        executable = os.readlink(f"/proc/{thread}/exe")
+        with open(f"/proc/{thread}/maps", "rb") as file:
+            maps = file.read()
     except (FileNotFoundError, ProcessLookupError):  # a thread of the kernel, or it is just ending
-        executable, python = fields["Name"], None
+        executable, maps = fields["Name"], b""
     except PermissionError:
-        who = f"belongs to user {uid}" if uid != os.geteuid() else "does not let its own user look into it"
-        raise NoAccess(errno.EACCES, f"Process {pid} {who}; run livepatch as that user or as root.") from None
+        raise NoAccess(errno.EACCES, closed(pid, uid)) from None
     inner_pid = int(fields.get("NSpid", str(pid)).split()[-1])
-    return Process(pid, inner_pid, uid, executable.removesuffix(" (deleted)"), command_of(pid), python)
+    executable = executable.removesuffix(" (deleted)")
+    return Process(pid, inner_pid, uid, executable, command_of(pid), _python_version(maps), bool(_MUSL.search(maps)))
+
+
+def closed(pid: int, uid: int) -> str:
+    """Why the caller may not look into a process of this user, and what to do."""
+    if os.geteuid() == 0:
+        return (
+            f"This root may not look into process {pid}, of user {uid}: it lacks the capability CAP_SYS_PTRACE, which"
+            " containers withhold (`docker run --cap-add SYS_PTRACE`); run livepatch outside, or as that user."
+        )
+    who = f"belongs to user {uid}" if uid != os.geteuid() else "does not let its own user look into it"
+    return f"Process {pid} {who}; run livepatch as that user or as root."
 
 
 def require_python(pid: int) -> Process:
@@ -112,51 +159,80 @@ def require_python(pid: int) -> Process:
     return process
 
 
+def _inner(pid: int, name: str, number: int) -> int:
+    """What a user namespace calls a user or group of ours."""
+    try:
+        with open(f"/proc/{pid}/{name}") as text:
+            ranges = [tuple(map(int, line.split())) for line in text]
+    except OSError:
+        return number
+    return next((inner + number - outer for inner, outer, n in ranges if outer <= number < outer + n), number)
+
+
 def owner(pid: int) -> tuple[int, int]:
     """The user and the group that a process acts as. Raises NoAccess if it has ended."""
-    fields = _status_fields(pid)
-    if fields is None or fields["State"].startswith(("Z", "X")):
+    fields = status(pid)
+    if not alive(pid):
         raise NoAccess(errno.ESRCH, f"Process {pid} has ended.")
     return int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
 
 
 def alive(pid: int) -> bool:
-    """Whether the process still runs (a zombie does not)."""
-    fields = _status_fields(pid)
-    return fields is not None and not fields["State"].startswith(("Z", "X"))
+    """Whether the process still runs (a zombie does not, unless it is only the main thread that has ended)."""
+    try:
+        state = status(pid)["State"]
+    except NoAccess:
+        return False
+    return not state.startswith(("Z", "X")) or len(_list(f"/proc/{pid}/task")) > 1
 
 
 def pythons() -> Iterator[Process]:
-    """All Python processes that the caller may look at, this one excepted."""
+    """All Python processes, this one excepted; those that the caller may not look into, as it seems from outside."""
     for pid in sorted(int(name) for name in _list("/proc") if name.isdigit()):
         if pid == os.getpid():
             continue
+        process: Process | None
         try:
             process = examine(pid)
-        except NoAccess:
-            continue
-        if process.python is not None:
+        except NoAccess as error:
+            process = _guess(pid) if error.errno == errno.EACCES else None
+        if process is not None and process.python is not None:
             yield process
+
+
+def status(pid: int) -> dict[str, str]:
+    """What the kernel says of a process or a thread, by field. Raises NoAccess if there is none."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in lines if ":\t" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        raise NoAccess(errno.ESRCH, f"There is no process {pid}; `livepatch ps` lists the Python processes.") from None
+
+
+def _guess(pid: int) -> Process | None:
+    """A process that one may not look into, if its command line looks like a Python's."""
+    command = command_of(pid)
+    found = _COMMAND.search(command[0]) if command else None
+    if found is None:
+        return None
+    try:
+        uid = int(status(pid)["Uid"].split()[1])
+    except NoAccess:
+        return None
+    version = found[2] or "?"
+    return Process(pid, pid, uid, "", command, f"PyPy {version}" if found[1] == "pypy" else version, open=False)
 
 
 def _python_version(maps: bytes) -> str | None:
     for line in maps.splitlines():
-        path = line.removesuffix(b" (deleted)").partition(b"/")[2]
-        found = _PYTHON.search(b"/" + path) if path else None
-        if found:
+        path = b"/" + line.removesuffix(b" (deleted)").partition(b"/")[2]
+        if found := _PYTHON.search(path):
             return (found[1] + found[2]).decode()
-        found = _EXTENSION.search(path)
-        if found:
+        if found := _EXTENSION.search(path):
             return f"3.{int(found[1])}{found[2].decode()}"
+        if found := _PYPY.search(path):
+            return f"PyPy {(found[1] or b'?').decode()}"
     return None
-
-
-def _status_fields(pid: int) -> dict[str, str] | None:
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
-            return dict(line.rstrip("\n").split(":\t", 1) for line in status if ":\t" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def command_of(pid: int) -> list[str]:

@@ -10,29 +10,22 @@ target's root and pid namespace if those are not ours.
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
-from livepatch.core import cpython
 from livepatch.core.model import LivepatchError
 
+from . import beside
 from .processes import NoAccess, Process
 
 #: Seconds that the interpreter which asks may take.
 _TIMEOUT = 5.0
-
-#: The namespaces that decide which files and which processes one sees.
-_SPACES = ("ns/mnt", "ns/pid")
 
 _HELPER = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
 
 
 def request(process: Process, script: str) -> None:
     """Ask the target to run the script, from an interpreter of its version."""
-    command, user = _helper(process)
+    command, user = beside.interpreter(process)
     command += ["-I", "-S", "-c", _HELPER, str(process.inner_pid), script]
     try:
         done = subprocess.run(
@@ -52,38 +45,3 @@ def request(process: Process, script: str) -> None:
                 " the process with `livepatch run -- ...`.",
             )
         raise LivepatchError(errno.ENOEXEC, f"Process {process.pid} cannot be attached to: {text or said}.")
-
-
-def _helper(process: Process) -> tuple[list[str], dict[str, Any]]:
-    """The beginning of a command that runs an interpreter of the target's version beside the target, and
-    as which user.
-
-    The target's own executable may be anybody's: it never gets another user's rights than the target has.
-    """
-    here = all(os.path.samefile(f"/proc/{process.pid}/{what}", f"/proc/self/{what}") for what in ("root", *_SPACES))
-    if here and cpython.REMOTE_EXEC and (3, process.minor) == cpython.VERSION:
-        return [sys.executable], {}
-    if "python" not in os.path.basename(process.executable):
-        raise LivepatchError(
-            errno.ENOEXEC,
-            f"Process {process.pid} has its Python inside {process.executable}; run livepatch with Python"
-            f" {process.python} to attach to it, or have it call livepatch.start_agent().",
-        )
-    group = os.stat(f"/proc/{process.pid}").st_gid
-    if here:
-        user = {"user": process.uid, "group": group, "extra_groups": []} if os.geteuid() == 0 else {}
-        return [process.executable], user
-    root = os.readlink(f"/proc/{process.pid}/root").rstrip("/")
-    enter = ["nsenter", f"--target={process.pid}", "--mount", "--pid", "--root", "--wd"]
-    enter += [f"--setuid={process.uid}", f"--setgid={group}"] if os.geteuid() == 0 else []
-    return [*enter, "--", process.executable.removeprefix(root)], {}
-
-
-def disabled(process: Process) -> bool:
-    if any("disable-remote-debug" in word or "disable_remote_debug" in word for word in process.command):
-        return True
-    try:
-        environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(entry.startswith(b"PYTHON_DISABLE_REMOTE_DEBUG=") for entry in environment)

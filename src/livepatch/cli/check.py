@@ -16,8 +16,9 @@ from livepatch.fleet.transaction import has_none_of_it
 
 from .common import (
     BLOCKERS,
+    Connect,
+    agent_options,
     blocker_rows,
-    connect,
     describe,
     each_process,
     functions_of,
@@ -47,8 +48,9 @@ _LINES = 20
     metavar="SECONDS",
     help="If tasks are in the way, see for so long which of them stay there; 0 does not wait.",
 )
+@agent_options
 @json_option
-def check_command(file: Path, selection: Selection, watch: float) -> int:
+def check_command(file: Path, selection: Selection, watch: float, connect: Connect) -> int:
     """Say whether a patch fits a process, what it would change, and who would stand in the way; changes
     nothing.
 

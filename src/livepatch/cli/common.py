@@ -9,16 +9,18 @@ terminal.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
+from livepatch.attach import way
 from livepatch.attach.client import Client, NotPrepared
-from livepatch.attach.processes import NoAccess
+from livepatch.attach.processes import NoAccess, Process
 from livepatch.core.model import LivepatchError
 
 DONE, REFUSED, USAGE, STALLED, NO_PROCESS, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -97,25 +99,46 @@ def json_option(command: _Command) -> _Command:
     )(command)
 
 
-def connect(pid: int) -> Client:
-    """The agent of a process, brought into it first if it was not prepared and that is possible."""
-    try:
-        return Client(pid)
-    except NotPrepared:
-        from livepatch.attach import entry
+Connect = Callable[[int], Client]
 
-        return entry.attach(pid)
+method_option = click.option(
+    "--method",
+    type=click.Choice(way.METHODS),
+    default=way.AUTO,
+    show_default=True,
+    help="Insist on one way into a process that was not prepared.",
+)
+
+
+def agent_options(command: _Command) -> _Command:
+    """How a command that needs the agent gets it: the command is given `connect`, a function from a pid to a client."""
+
+    @method_option
+    @click.option("--no-attach", is_flag=True, help="Refuse a process that has no agent yet; do not bring it in.")
+    @functools.wraps(command)
+    def with_agent(*arguments: Any, method: str, no_attach: bool, **options: Any) -> Any:
+        def connect(pid: int) -> Client:
+            if no_attach:
+                return Client(pid)
+            from livepatch.attach import entry
+
+            return entry.attach(pid, method=method)
+
+        return command(*arguments, connect=connect, **options)
+
+    return cast(_Command, with_agent)
 
 
 def each_process(
     pids: Sequence[int],
     look: Callable[[Client], dict[str, Any]],
-    connect: Callable[[int], Client] = Client,
+    connect: Connect = Client,
+    unprepared: Callable[[Process], dict[str, Any]] | None = None,
 ) -> int:
     """Have a look at several processes, one after another; what one refuses does not keep us from the next.
 
-    The JSON is a list with one object for each process, whether there is one or many. One with an `error` counts as
-    refused.
+    Where there is no agent, `unprepared` knows the answer, if it is given. The JSON is a list with one object for each
+    process, whether there is one or many. One with an `error` counts as refused.
     """
     results: list[dict[str, Any]] = []
     worst = DONE
@@ -124,9 +147,12 @@ def each_process(
             output.say()
         try:
             with connect(pid) as client:
-                results.append({"pid": pid, **look(client)})
+                results.append({"pid": pid, "prepared": True, **look(client)})
             worst = max(worst, REFUSED if results[-1].get("error") else DONE)
         except LivepatchError as error:
+            if isinstance(error, NotPrepared) and unprepared is not None:
+                results.append({"pid": pid, "prepared": False, **unprepared(error.process)})
+                continue
             output.warn(str(error))
             results.append({"pid": pid, "error": describe(error.errno or errno.EINVAL, str(error))})
             worst = max(worst, NO_PROCESS if isinstance(error, NoAccess) else REFUSED)

@@ -16,7 +16,17 @@ from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import Operation, Transaction
 
-from .common import DONE, REFUSED, connect, json_option, output, show_walks, state_of, task_rows
+from .common import (
+    DONE,
+    REFUSED,
+    Connect,
+    agent_options,
+    json_option,
+    output,
+    show_walks,
+    state_of,
+    task_rows,
+)
 from .settle import NAMED, Confirm, Settling, consequence, never
 from .targets import targets_option
 
@@ -48,12 +58,13 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask before force 
 @_timeout_option
 @_on_stall_option
 @_yes_option
+@agent_options
 @json_option
-def load_command(file: Path, selection: Selection, timeout: float, on_stall: str, yes: bool) -> int:
+def load_command(file: Path, selection: Selection, timeout: float, on_stall: str, yes: bool, connect: Connect) -> int:
     """Load a patch into processes: all of it takes effect, or nothing.
 
     FILE is an archive made by `livepatch build`, or a patch written by hand (a .py file). Waits until
-    every task of the processes runs the new code.
+    every task of the processes runs the new code. The agent is brought into a process if it is not there yet.
 
     Several processes are one transaction: all are checked before the first is touched, and if one refuses or stalls,
     all go back. Of a tree, or those of a name, only the processes are patched that have what the patch changes; those

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import click
 
-from livepatch.attach import processes
+from livepatch.attach import processes, way
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.core.model import LivepatchError
 
-from .common import DONE, json_option, output
+from .common import DONE, describe, json_option, method_option, output, state_of
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as env, nohup and the shells have it
+
+#: Seconds that `ps` gives an agent, and how many it asks at once.
+_PATIENCE, _AT_ONCE = 1.0, 32
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -41,43 +48,64 @@ def ps_command() -> int:
     """List the Python processes, and whether they can be patched.
 
     \b
-    AGENT says:  yes         it can be patched at once
-                 attachable  the first load brings the agent in (Python 3.14 or newer)
-                 no          it must be started with `livepatch run`
+    AGENT says  yes         it is there
+                attachable  the first command that needs it brings it in
+                no answer   it is there, but the process is stopped or busy
+                no: ...     why it cannot be brought in; `livepatch attach PID` says what to do
+
+    Nothing is touched: what no agent says is read from /proc. Of other users' processes only root sees more than that
+    they are there.
     """
-    found = [_looked_at(process) for process in processes.pythons()]
-    rows = [
-        [str(entry["pid"]), entry["python"], entry["agent"], ", ".join(entry["patches"]) or "-", entry["command"]]
-        for entry in found
-    ]
-    output.table(["PID", "PYTHON", "AGENT", "PATCHES", "COMMAND"], rows)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = [entry for entry in pool.map(_looked_at, processes.pythons()) if entry is not None]
+    output.table(["PID", "PYTHON", "AGENT", "PATCHES", "COMMAND"], [_row(entry) for entry in found])
     output.result(found)
     return DONE
 
 
-def _looked_at(process: processes.Process) -> dict[str, Any]:
-    python, agent, patches = process.python, "no", []
-    try:
-        with Client(process.pid, timeout=1.0) as client:
-            python, agent = client.hello["python"], "yes"
-            patches = [patch["name"] for patch in client.call("list", timeout=1.0)]
-    except NotPrepared:
-        if process.takes_remote_exec:
-            agent = "attachable"
-    except LivepatchError as error:
-        agent = f"no: {error}"
-    return {
+def _looked_at(process: processes.Process) -> dict[str, Any] | None:
+    """What `ps` tells of a process; None if it has ended meanwhile."""
+    entry: dict[str, Any] = {
         "pid": process.pid,
-        "python": python,
+        "python": process.python,
         "uid": process.uid,
-        "agent": agent,
-        "patches": patches,
+        "agent": "no",
+        "ways": [],
+        "patches": [],
         "command": process.title,
     }
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        if process.open:
+            with suppress(NotPrepared), Client(process.pid, timeout=_PATIENCE) as client:
+                patches = client.call("list", timeout=max(deadline - time.monotonic(), 0.001))
+                entry |= {"agent": "yes", "python": client.hello["python"], "patches": patches}
+                _row(entry)  # whatever it is that listens there must not keep us from listing the others
+                return entry
+        return {**entry, "agent": "attachable", "ways": way.into(process)}
+    except LivepatchError as error:
+        if not processes.alive(process.pid):
+            return None
+        short = error.short if isinstance(error, way.NoWay) else str(error)
+        refusal = {"short": short, **describe(error.errno or errno.EIO, str(error))}
+        return {**entry, "agent": "no answer" if error.errno == errno.ETIMEDOUT else "no", "error": refusal}
+    except (TypeError, LookupError, AttributeError):
+        sentence = f"What listens in process {process.pid} gives no sensible answer."
+        refusal = {"short": "not an agent", **describe(errno.EPROTO, sentence)}
+        return {**entry, "agent": "no", "patches": [], "error": refusal}
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    """A process in a line. Of a patch that is simply enabled, the name is enough."""
+    agent = f"no: {entry['error']['short']}" if entry["agent"] == "no" else entry["agent"]
+    states = ((patch["name"], state_of(patch)) for patch in entry["patches"])
+    patches = ", ".join(name if state == "enabled" else f"{name} {state}" for name, state in states)
+    return [str(entry["pid"]), str(entry["python"]), agent, patches or "-", entry["command"]]
 
 
 @click.command("attach")
 @click.argument("pid", type=click.IntRange(min=1))
+@method_option
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
@@ -87,11 +115,15 @@ def _looked_at(process: processes.Process) -> dict[str, Any]:
     help="How long the process may take to let the agent in.",
 )
 @json_option
-def attach_command(pid: int, timeout: float) -> int:
-    """Bring the agent into a running process that was not prepared (Python 3.14 or newer)."""
+def attach_command(pid: int, method: str, timeout: float) -> int:
+    """Bring the agent into a running process that was not prepared.
+
+    Commands that need the agent do that by themselves. What the process notices, and when it is refused, is in
+    docs/attach.md.
+    """
     from livepatch.attach import entry
 
-    with entry.attach(pid, timeout=timeout) as client:
+    with entry.attach(pid, timeout=timeout, method=method) as client:
         output.say(f"Process {pid} (Python {client.hello['python']}) can be patched.")
         output.result({"pid": pid, "hello": client.hello})
     return DONE

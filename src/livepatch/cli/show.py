@@ -8,9 +8,21 @@ from typing import Any
 import click
 
 from livepatch.attach.client import Client
+from livepatch.attach.processes import Process
 from livepatch.fleet.selection import Selection
 
-from .common import BLOCKERS, blocker_rows, each_process, functions_of, json_option, near, output, state_of
+from .common import (
+    BLOCKERS,
+    Connect,
+    agent_options,
+    blocker_rows,
+    each_process,
+    functions_of,
+    json_option,
+    near,
+    output,
+    state_of,
+)
 from .targets import pids_of, targets_option
 
 #: How many tasks in the way `status` names.
@@ -42,14 +54,14 @@ def list_command(selection: Selection) -> int:
 
     def look(client: Client) -> dict[str, Any]:
         patches = client.call("list")
-        output.say(_headline(client))
+        output.say(_headline(client.process, client.hello["python"]))
         if patches:
             output.table(["PATCH", "VERSION", "STATE", "ORDER", "MODULES"], [_row(patch) for patch in patches])
         else:
             output.say("No patch is loaded.")
         return {"patches": patches}
 
-    return each_process(pids_of(selection), look)
+    return each_process(pids_of(selection), look, unprepared=lambda process: {"patches": _none(process)})
 
 
 def _row(patch: dict[str, Any]) -> list[str]:
@@ -58,11 +70,18 @@ def _row(patch: dict[str, Any]) -> list[str]:
     return [patch["name"], patch["version"] or "-", state, str(patch["stack_order"] or "-"), modules or "-"]
 
 
-def _headline(client: Client) -> str:
-    title = client.process.title
+def _headline(process: Process, python: str | None) -> str:
+    title = process.title
     if len(title) > _TITLE:
         title = title[: _TITLE - 3] + "..."
-    return f"Process {client.pid}, Python {client.hello['python']}: {title}"
+    return f"Process {process.pid}, Python {python}: {title}"
+
+
+def _none(process: Process) -> list[Any]:
+    """What a process without an agent has: nothing. Nobody need touch it to know that."""
+    output.say(_headline(process, process.python))
+    output.say("No patch is loaded, and no agent is there.")
+    return []
 
 
 @click.command("status")
@@ -76,7 +95,7 @@ def status_command(selection: Selection) -> int:
         changing = next((patch["name"] for patch in patches if patch["transition"]), None)
         blocking = client.call("status", name=changing, blockers=_NAMED)["blocking"] if changing else []
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(client.hello["started"]))
-        output.say(f"{_headline(client)}, started {started}")
+        output.say(f"{_headline(client.process, client.hello['python'])}, started {started}")
         for patch in patches:
             _describe(patch)
         if not patches:
@@ -86,7 +105,10 @@ def status_command(selection: Selection) -> int:
             output.table(BLOCKERS, blocker_rows(blocking))
         return {"hello": client.hello, "patches": patches, "blocking": blocking}
 
-    return each_process(pids_of(selection), look)
+    def unprepared(process: Process) -> dict[str, Any]:
+        return {"hello": None, "patches": _none(process), "blocking": []}
+
+    return each_process(pids_of(selection), look, unprepared=unprepared)
 
 
 def _describe(patch: dict[str, Any]) -> None:
@@ -104,13 +126,17 @@ def _describe(patch: dict[str, Any]) -> None:
 @click.command("tasks")
 @targets_option
 @click.option("--stacks", is_flag=True, help="Show the whole stack of every task.")
+@agent_options
 @json_option
-def tasks_command(selection: Selection, stacks: bool) -> int:
-    """List the tasks of a process (threads, asyncio tasks, suspended generators) and where they are."""
+def tasks_command(selection: Selection, stacks: bool, connect: Connect) -> int:
+    """List the tasks of a process (threads, asyncio tasks, suspended generators) and where they are.
+
+    The agent is brought into the process if it is not there yet.
+    """
 
     def look(client: Client) -> dict[str, Any]:
         tasks = client.call("tasks")
-        output.say(_headline(client))
+        output.say(_headline(client.process, client.hello["python"]))
         if stacks:
             for task in tasks:
                 output.say(f"{task['kind']} {task['name']} ({task['ident']}): {_STATES[task['patch_state']]}")
@@ -122,7 +148,7 @@ def tasks_command(selection: Selection, stacks: bool) -> int:
             _list(tasks)
         return {"tasks": tasks}
 
-    return each_process(pids_of(selection), look)
+    return each_process(pids_of(selection), look, connect=connect)
 
 
 def _list(tasks: list[dict[str, Any]]) -> None:
@@ -162,4 +188,4 @@ def dmesg_command(selection: Selection, follow: bool) -> int:
                 output.say(f"livepatch: {event['params']['line']}")
         return {"lines": lines}
 
-    return each_process(pids, look)
+    return each_process(pids, look, unprepared=None if follow else lambda process: {"lines": _none(process)})

@@ -1,0 +1,130 @@
+"""The first of ours to run in a process that was not prepared: it serves the imports of livepatch from memory.
+
+Executed there, never imported, by the script of `bundle.py`, in a thread of its own. It must get by with very little:
+every time that it lets go of the interpreter's lock, as each step of an import from files does, a busy program keeps
+the lock for a switch interval, which is 5 ms. Dozens of modules from a zip take seconds that way. So:
+
+- All of livepatch is read in one go, compiled already, and made into code by one call that lets nobody in between. What
+  is left to come from files is what it uses of the standard library and the program does not.
+- Until everything is imported the switch interval is short.
+- A fork must not happen meanwhile: the child would inherit import locks whose owner does not exist there, also of
+  modules of the standard library, and wait for ever when it imports one. So a fork waits, up to a limit.
+
+Then the agent has its own ways with all that; of this here there remains one function that each fork calls.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _frozen_importlib import ModuleSpec
+from collections.abc import Callable
+from types import CodeType, ModuleType
+from typing import Any
+
+#: Where our code says that it is from. There is no such file, also not while the bundle is in a file.
+_ROOT = "<livepatch>/"
+
+#: In seconds, and such as nobody else chooses: who finds it knows that another attach is under way.
+_SWITCH_INTERVAL = 101e-6
+
+#: Seconds that a fork waits at most: it may itself hold a lock that our imports wait for.
+_FORK_PATIENCE = 2.0
+
+
+class Finder:
+    """Finds and loads what is in the bundle: code or source code, by its file's path below the package."""
+
+    def __init__(self, modules: dict[str, CodeType | bytes]) -> None:
+        self.modules = modules
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, below = name.partition(".")
+        if package != "livepatch" or (below and not self.brought("livepatch")):
+            return None
+        stem = below.replace(".", "/")
+        for file in (f"{stem}/__init__.py".lstrip("/"), f"{stem}.py"):
+            if file in self.modules:
+                spec = ModuleSpec(name, self, origin=_ROOT + file, is_package=file.endswith("__init__.py"))  # type: ignore[arg-type]
+                spec.has_location = True
+                return spec
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """The usual kind of module will do."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        file = str(module.__file__)
+        code = self.modules[file.removeprefix(_ROOT)]
+        exec(compile(code, file, "exec", dont_inherit=True) if isinstance(code, bytes) else code, module.__dict__)
+
+    def brought(self, name: str) -> bool:
+        """Whether this module is there and came from here: the program may have a livepatch of its own."""
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        return getattr(spec, "loader", None) is self
+
+    def names(self) -> list[str]:
+        """All modules."""
+        stems = [file.removesuffix(".py").removesuffix("__init__").rstrip("/") for file in self.modules]
+        return [f"livepatch/{stem}".rstrip("/").replace("/", ".") for stem in stems]
+
+
+def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
+    """Start the agent, and import all the rest of livepatch while it already answers.
+
+    `threads` is the interpreter's own `_thread`, whatever the program has made of the usual one.
+    """
+    finder = Finder(modules)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    short = sys.getswitchinterval()  # it is rounded
+    under_way = threads.allocate_lock()
+    under_way.acquire()
+    this_thread = threads.get_ident()
+
+    def take_back() -> None:
+        if sys.getswitchinterval() == short:
+            sys.setswitchinterval(interval)
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+
+    leave = _hold_forks_up(under_way, take_back, lambda: threads.get_ident() == this_thread)
+    try:
+        sys.meta_path.append(finder)
+        try:
+            import livepatch
+
+            livepatch.start_agent(installed=False)
+        except BaseException:
+            for name in finder.names():
+                if finder.brought(name):
+                    del sys.modules[name]
+            raise
+        if finder.brought("livepatch"):
+            for name in finder.names():
+                __import__(name)
+        modules.clear()
+    finally:
+        take_back()
+        leave()
+
+
+def _hold_forks_up(under_way: Any, take_back: Callable[[], None], ours: Callable[[], bool]) -> Callable[[], None]:
+    """Forks wait until what is returned releases the lock; the child of one that waited too long takes back."""
+    held = [True]
+
+    def before() -> None:
+        if held and not ours() and under_way.acquire(timeout=_FORK_PATIENCE):
+            under_way.release()
+
+    def in_child() -> None:
+        if held:
+            held.clear()
+            take_back()
+
+    def leave() -> None:
+        held.clear()
+        under_way.release()
+
+    os.register_at_fork(before=before, after_in_child=in_child)
+    return leave

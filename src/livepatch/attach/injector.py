@@ -1,0 +1,77 @@
+"""The command's end of a helper process, see `helper`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+from types import TracebackType
+from typing import Self
+
+from livepatch.core.model import LivepatchError
+
+from . import helper
+from .injection import RUN, WAKE
+from .processes import NoAccess, Process
+
+#: Seconds that a helper may take to let go of its target. It needs none; the machine may be busy.
+_LETS_GO = 10.0
+
+
+class Injector:
+    """A helper at work on a process, until this is left as a context manager, for the modes see `Injection`."""
+
+    def __init__(self, process: Process, script: str, timeout: float, *, mode: str = RUN) -> None:
+        self._pid = process.pid
+        self._mode = mode
+        self._process = subprocess.Popen(
+            helper.command(mode, process.pid, process.inner_pid, script, timeout),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+        self._answer: bytes | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.cancel()
+
+    def done(self) -> bool:
+        """Whether the target has begun to run the script. Raises LivepatchError if the helper has given up.
+
+        What only wakes never fails: others were asked to run the script.
+        """
+        if self._answer is not None:
+            return True
+        if self._process.poll() is None:
+            return False
+        assert self._process.stdout is not None
+        self._answer = self._process.stdout.read()
+        try:
+            answer = json.loads(self._answer)
+        except ValueError:
+            answer = {
+                "errno": errno.EIO,
+                "sentence": f"The helper process that attaches to process {self._pid} was killed; try again.",
+            }
+        if answer.get("sentence") and self._mode != WAKE:
+            kind = NoAccess if answer["errno"] in (errno.EPERM, errno.ESRCH) else LivepatchError
+            raise kind(answer["errno"], answer["sentence"])
+        return not answer
+
+    def cancel(self) -> None:
+        """Have the target let go of; returns when it is. Whatever interrupts this, the helper does it by itself."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(_LETS_GO)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        finally:
+            self._process.stdout.close()

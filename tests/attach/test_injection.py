@@ -1,0 +1,267 @@
+"""A script runs in a process that was not prepared, once, whatever its main thread does, and nobody notices.
+
+Each victim checks itself: that it got the right results, that it waited as long as it wanted, that its signals are
+handled as before. `ran` is what the script has told it; `others_end` lets other threads do what the main thread waits
+for only when the script has run.
+"""
+
+import contextlib
+import sys
+import textwrap
+import time
+
+import pytest
+from tests.agent.targets import Target, eventually
+
+from livepatch.attach.injector import Injector
+from livepatch.attach.processes import examine
+
+PLAIN = [getattr(sys, "_base_executable", sys.executable)]
+
+SCRIPT = """
+import __main__, os
+__main__.ran.append(os.getpid())
+"""
+
+PRELUDE = """
+import os, sys, threading, time
+ran = []
+def signals():
+    # Without those that the C library handles from the first thread on.
+    with open("/proc/self/task/%d/status" % os.getpid()) as status:
+        fields = dict(line.split() for line in status if line.startswith(("Sig", "TracerPid")) and "/" not in line)
+    return {name: int(value, 16) & ~(3 << 31) for name, value in fields.items()}
+def afterwards(action, *arguments):
+    def wait():
+        while not ran: time.sleep(0.01)
+        time.sleep(0.3)
+        action(*arguments)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+"""
+
+HEALTH = """
+while not ran: time.sleep(0.01)
+time.sleep(0.05)
+assert signals() == before, (signals(), before)
+assert threading.current_thread() is threading.main_thread()
+say('healthy')
+hear()
+"""
+
+#: What the main thread does: first what it prepares, then what it does until the script has run.
+VICTIMS = {
+    "loop": (
+        "",
+        """
+        count = 0
+        while not ran: count += 1; assert sum(range(count % 50)) == (count % 50) * (count % 50 - 1) // 2
+        """,
+    ),
+    "allocating threads": (
+        """
+        def allocate():
+            while not ran: assert len({str(n): [n] * 50 for n in range(500)}) == 500
+        for _ in range(4): threading.Thread(target=allocate).start()
+        """,
+        "allocate()",
+    ),
+    "sleep": ("", "began = time.monotonic(); time.sleep(1); assert 1 <= time.monotonic() - began < 30"),
+    "many sleeps": ("", "while not ran: time.sleep(0.001)"),
+    "epoll": (
+        "import select, socket; a, b = socket.socketpair(); poll = select.epoll(); poll.register(a, 1)",
+        "afterwards(b.send, b'x'); assert poll.poll() == [(a.fileno(), 1)]",
+    ),
+    "epoll with a limit": (
+        "import select; poll = select.epoll()",
+        "began = time.monotonic(); assert poll.poll(1) == []; assert 1 <= time.monotonic() - began < 30",
+    ),
+    "poll": (
+        "import select, socket; a, b = socket.socketpair(); poll = select.poll(); poll.register(a, 1)",
+        "afterwards(b.send, b'x'); assert poll.poll() == [(a.fileno(), 1)]",
+    ),
+    "poll with a limit": (
+        "import select; poll = select.poll()",
+        "began = time.monotonic(); assert poll.poll(1000) == []; assert 1 <= time.monotonic() - began < 30",
+    ),
+    "select": (
+        "import select, socket; a, b = socket.socketpair()",
+        "afterwards(b.send, b'x'); assert select.select([a], [], []) == ([a], [], [])",
+    ),
+    "recv": ("import socket; a, b = socket.socketpair()", "afterwards(b.send, b'x'); assert a.recv(1) == b'x'"),
+    "recv with a limit": (
+        "import socket; a, b = socket.socketpair(); a.settimeout(30)",
+        "afterwards(b.send, b'x'); assert a.recv(1) == b'x'",
+    ),
+    "accept": (
+        "import socket; server = socket.create_server(('127.0.0.1', 0))",
+        "afterwards(lambda: socket.create_connection(server.getsockname()).close()); server.accept()[0].close()",
+    ),
+    "read": ("a, b = os.pipe()", "afterwards(os.write, b, b'x'); assert os.read(a, 1) == b'x'"),
+    "write": (
+        """
+        a, b = os.pipe()
+        os.set_blocking(b, False)
+        full = os.write(b, bytes(1 << 20))
+        os.set_blocking(b, True)
+        """,
+        "afterwards(os.read, a, full); assert os.write(b, b'x') == 1",
+    ),
+    "fifo": (
+        "import tempfile; name = tempfile.mkdtemp() + '/fifo'; os.mkfifo(name)",
+        "afterwards(open, name, 'w'); open(name).close(); os.unlink(name); os.rmdir(os.path.dirname(name))",
+    ),
+    "child": (
+        "import subprocess; child = subprocess.Popen(['cat'], stdin=subprocess.PIPE)",
+        "afterwards(child.stdin.close); assert child.wait() == 0",
+    ),
+    "lock": ("lock = threading.Lock(); lock.acquire()", "afterwards(lock.release); assert lock.acquire()"),
+    "lock with a limit": (
+        "lock = threading.Lock(); lock.acquire()",
+        "began = time.monotonic(); assert not lock.acquire(timeout=1); assert 1 <= time.monotonic() - began < 30",
+    ),
+    "join": ("", "afterwards(int).join()"),
+    "event": ("event = threading.Event()", "afterwards(event.set); assert event.wait()"),
+    "queue": ("import queue; things = queue.Queue()", "afterwards(things.put, 1); assert things.get() == 1"),
+    "pause": (
+        """
+        import signal
+        handled = []
+        signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+        """,
+        "afterwards(os.kill, os.getpid(), signal.SIGUSR1); signal.pause(); assert handled",
+    ),
+    "sigwait": (
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); ",
+        """
+        afterwards(os.kill, os.getpid(), signal.SIGUSR1)
+        assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
+        """,
+    ),
+    "foreign sleep": (
+        "import ctypes; libc = ctypes.CDLL(None)",
+        """
+        while not ran:
+            began = time.monotonic()
+            assert libc.sleep(1) == 0
+            assert 1 <= time.monotonic() - began
+        """,
+    ),
+    "foreign read": (
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True); a, b = os.pipe(); byte = ctypes.c_char()",
+        "afterwards(os.write, b, b'x'); assert libc.read(a, ctypes.byref(byte), 1) == 1 and byte.value == b'x'",
+    ),
+    "slow expression": ("import re", "assert not re.match('(a|aa)+$', 'a' * 32 + 'b')"),
+    "signals": (
+        """
+        import signal
+        count = 0
+        def count_one(number, frame):
+            global count
+            count += 1
+        signal.signal(signal.SIGALRM, count_one)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        """,
+        """
+        while not ran: sum(range(100))
+        so_far = count
+        while count == so_far: time.sleep(0.001)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        """,
+    ),
+    "signals in a sleep": (
+        """
+        import signal
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+        """,
+        """
+        began = time.monotonic(); time.sleep(1); assert 1 <= time.monotonic() - began < 30
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        """,
+    ),
+    "forks": (
+        "",
+        """
+        while not ran:
+            if (child := os.fork()) == 0: os._exit(len(ran))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+    ),
+    "pending calls": (
+        """
+        import ctypes
+        calls = 0
+        @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+        def called(nothing):
+            global calls
+            calls += 1
+            return 0
+        def add(): return ctypes.pythonapi.Py_AddPendingCall(called, None)
+        added = 0
+        """,
+        """
+        while not ran: added += add() == 0
+        while calls < added: time.sleep(0.001)
+        assert calls == added
+        """,
+    ),
+    "pending calls of others": (
+        """
+        import ctypes
+        calls = []
+        @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+        def called(nothing):
+            calls.append(1)
+            return 0
+        add = ctypes.CDLL(None).Py_AddPendingCall
+        added = []
+        def adding():
+            while not ran: add(called, None) or added.append(1)
+        adders = [threading.Thread(target=adding) for _ in range(3)]
+        for adder in adders: adder.start()
+        """,
+        """
+        while not ran: pass
+        for adder in adders: adder.join()
+        while len(calls) < len(added): time.sleep(0.001)
+        assert len(calls) == len(added)
+        """,
+    ),
+}
+
+
+class Running:
+    """A victim, and the script that is brought into it."""
+
+    def __init__(self, target, folder):
+        self.target = target
+        self.process = examine(target.pid)
+        self.script = folder / f"{target.pid}.py"
+        self.script.write_text(SCRIPT)
+
+    def injector(self, timeout=60.0):
+        return Injector(self.process, str(self.script), timeout)
+
+    def inject(self):
+        with self.injector() as injector:
+            eventually(injector.done)
+
+
+@contextlib.contextmanager
+def running(prepare, act, folder, health=HEALTH):
+    script = "\n".join((PRELUDE, textwrap.dedent(prepare), "before = signals()", "say('ready')", textwrap.dedent(act)))
+    with Target(script + health, command=PLAIN) as target:
+        assert target.hear() == "ready"
+        yield Running(target, folder)
+
+
+@pytest.mark.parametrize("what", VICTIMS)
+def test_it_runs_once_and_harms_nothing(what, tmp_path):
+    with running(*VICTIMS[what], tmp_path) as running_one:
+        time.sleep(0.05)
+        running_one.inject()
+        assert running_one.target.hear() == "healthy"
+        running_one.target.say()
+        assert running_one.target.process.wait(60) == 0
