@@ -20,7 +20,7 @@ from .processor import Processor, Registers
 
 _CONT, _POKEUSER, _DETACH, _SYSCALL = 7, 6, 17, 24
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
-_GETREGSET, _SETREGSET, _GETSIGMASK = 0x4204, 0x4205, 0x420A
+_GETREGSET, _SETREGSET, _GETSIGMASK, _SETSIGMASK = 0x4204, 0x4205, 0x420A, 0x420B
 _GET_RSEQ = 0x420F  # PTRACE_GET_RSEQ_CONFIGURATION
 _TRACESYSGOOD = 1
 _WALL = 0x40000000
@@ -155,6 +155,15 @@ class Thread:
         value = ctypes.c_uint64()
         self.request(_GETSIGMASK, 8, ctypes.addressof(value))
         return value.value
+
+    def set_mask(self, mask: int) -> None:
+        value = ctypes.c_uint64(mask)
+        self.request(_SETSIGMASK, 8, ctypes.addressof(value))
+
+    def status(self) -> dict[str, str]:
+        """What /proc says of it."""
+        with open(f"/proc/{self.tid}/task/{self.tid}/status", encoding="utf-8", errors="replace") as status:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in status if ":\t" in line)
 
     def restartable_sequences(self) -> int:
         """Where the thread's `struct rseq` is, or 0."""
