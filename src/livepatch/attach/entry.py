@@ -69,6 +69,7 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         with _alone(process, timeout), files_for(process) as files:
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
+            files.write(files.failure, b"")
             files.write(files.bundle, bundle.agent(process))
             files.write(files.script, bundle.script(process, files).encode())
             return _await_agent(process, files, ways, timeout)
