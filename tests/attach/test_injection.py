@@ -19,7 +19,8 @@ from livepatch.attach.processes import examine
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
 
 SCRIPT = """
-import __main__, os
+import __main__, os, signal
+__main__.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 __main__.ran.append(os.getpid())
 """
 
@@ -31,6 +32,10 @@ def signals():
     with open("/proc/self/task/%d/status" % os.getpid()) as status:
         fields = dict(line.split() for line in status if line.startswith(("Sig", "TracerPid")) and "/" not in line)
     return {name: int(value, 16) & ~(3 << 31) for name, value in fields.items()}
+def foreign_code():
+    # Memory that is executable and of nobody: ours has to go away again.
+    with open("/proc/self/maps") as maps:
+        return [line for line in maps if "x" in line.split()[1] and len(line.split()) == 5]
 def afterwards(action, *arguments):
     def wait():
         while not ran: time.sleep(0.01)
@@ -41,10 +46,14 @@ def afterwards(action, *arguments):
     return thread
 """
 
+PREPARED = "before = signals(); code_before = len(foreign_code())"
+
 HEALTH = """
 while not ran: time.sleep(0.01)
-time.sleep(0.05)
+while len(foreign_code()) > code_before: time.sleep(0.01)
+assert len(ran) == 1
 assert signals() == before, (signals(), before)
+assert mask == {number for number in range(1, 65) if before["SigBlk:"] >> number - 1 & 1}
 assert threading.current_thread() is threading.main_thread()
 say('healthy')
 hear()
@@ -133,7 +142,7 @@ VICTIMS = {
         "afterwards(os.kill, os.getpid(), signal.SIGUSR1); signal.pause(); assert handled",
     ),
     "sigwait": (
-        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); ",
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])",
         """
         afterwards(os.kill, os.getpid(), signal.SIGUSR1)
         assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
@@ -146,6 +155,44 @@ VICTIMS = {
             began = time.monotonic()
             assert libc.sleep(1) == 0
             assert 1 <= time.monotonic() - began
+        """,
+    ),
+    "foreign sleeps without end": (
+        """
+        import sqlite3, tempfile
+        name = tempfile.mkdtemp() + '/database'
+        first = sqlite3.connect(name, check_same_thread=False, isolation_level=None)
+        second = sqlite3.connect(name, timeout=1000, isolation_level=None)
+        first.execute('create table things (thing)')
+        first.execute('begin exclusive')
+        """,
+        """
+        afterwards(first.execute, 'commit')
+        second.execute('insert into things values (1)')
+        import shutil; shutil.rmtree(os.path.dirname(name))
+        """,
+    ),
+    "foreign lock": (
+        """
+        import ctypes
+        libc = ctypes.CDLL(None)
+        semaphore = (ctypes.c_char * 64)()
+        libc.sem_init(semaphore, 0, 0)
+        """,
+        "afterwards(libc.sem_post, semaphore); assert libc.sem_wait(semaphore) == 0",
+    ),
+    "foreign lock with a limit": (
+        """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        semaphore = (ctypes.c_char * 64)()
+        libc.sem_init(semaphore, 0, 0)
+        now = time.time()
+        limit = (ctypes.c_long * 2)(int(now) + 2, 0)
+        """,
+        """
+        assert libc.sem_timedwait(semaphore, limit) == -1 and ctypes.get_errno() == 110
+        assert time.time() >= int(now) + 2
         """,
     ),
     "foreign read": (
@@ -251,7 +298,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(prepare, act, folder, health=HEALTH):
-    script = "\n".join((PRELUDE, textwrap.dedent(prepare), "before = signals()", "say('ready')", textwrap.dedent(act)))
+    script = "\n".join((PRELUDE, textwrap.dedent(prepare), PREPARED, "say('ready')", textwrap.dedent(act)))
     with Target(script + health, command=PLAIN) as target:
         assert target.hear() == "ready"
         yield Running(target, folder)

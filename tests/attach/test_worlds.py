@@ -45,6 +45,7 @@ WORLDS = {
     "a full /tmp": World(
         f"{PROC}; mount -t tmpfs -o size=16k tmpfs /tmp; {SHM}; cat /dev/zero >/tmp/full 2>/dev/null || true"
     ),
+    "no /proc": World(f"mount -t tmpfs tmpfs /proc; {TMP}; {SHM}"),
     "another root": World(
         "mkdir -p /run/other && mount --rbind / /run/other; mount -t tmpfs tmpfs /run/other/tmp;"
         " mount -t tmpfs tmpfs /run/other/dev/shm",

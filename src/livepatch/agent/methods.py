@@ -220,9 +220,15 @@ def _shown(task: TaskStatus) -> dict[str, Any]:
     return {**task._asdict(), "stuck": blockers.stuck(task)}
 
 
+_LOADED = time.time()
+
+
 def _started() -> float:
-    """When the process started, in seconds since the epoch."""
-    with open("/proc/self/stat", "rb") as stat:
-        ticks = int(stat.read().rpartition(b")")[2].split()[19])
+    """When the process started, in seconds since the epoch; where there is no /proc, when the agent did."""
+    try:
+        with open("/proc/self/stat", "rb") as stat:
+            ticks = int(stat.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return _LOADED
     booted = time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
     return booted + ticks / os.sysconf("SC_CLK_TCK")

@@ -53,6 +53,22 @@ livepatch_attach()
 del livepatch_attach
 """
 
+#: What the interpreter is asked to read, which it may do hours later: it takes itself away, and does nothing if the
+#: script has been taken back. It must exist then, or the interpreter complains.
+_REQUEST = """\
+def livepatch_attach():
+    import os
+    try:
+        os.unlink({request!r})
+        with open({script!r}, "rb") as file:
+            script = file.read()
+    except OSError:
+        return
+    exec(script, {{"__name__": "livepatch.attach"}})
+livepatch_attach()
+del livepatch_attach
+"""
+
 
 def agent(process: Process) -> bytes:
     """The part of this package that runs in a patched process, as one file for this one."""
@@ -74,3 +90,7 @@ def script(process: Process, files: Files) -> str:
     return _SCRIPT.format(
         pid=process.inner_pid, bundle=files.inside(files.bundle), failure=files.inside(f"{files.stem}.failed")
     )
+
+
+def request(files: Files, request: str, script: str) -> str:
+    return _REQUEST.format(request=files.inside(request), script=files.inside(script))

@@ -1,15 +1,18 @@
 """Bring the agent into a running process that was not prepared; the acknowledgement is the agent's own answer.
 
-If it does not come in time, the script is made empty, because it may still be read hours later (and must exist then, or
-the interpreter complains), and the user is told where the main thread sits.
+If it does not come in time, the script is taken back, and the user is told where the main thread sits. An interpreter
+that was asked to run it (`remote_exec`) may do so hours later: all that it finds then is a request that takes itself
+away.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import time
-from collections.abc import Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
@@ -67,57 +70,78 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
     if refusal := seccomp.examine(pid, calls):
         raise NoAccess(errno.EPERM, refusal)
     try:
-        with files_for(process) as files:
+        with _alone(process, timeout), files_for(process) as files, ExitStack() as stack:
+            with suppress(NotPrepared):
+                return Client(pid)  # who was at it before us has brought it
+            script = f"{files.stem}.py"
             files.write(files.bundle, bundle.agent(process))
-            files.write(f"{files.stem}.py", bundle.script(process, files).encode())
-            return _await_agent(process, files, ways, timeout)
+            files.write(script, bundle.script(process, files).encode())
+            remotely = way.REMOTE_EXEC in ways and _ask(process, files, script, way.PENDING_CALL not in ways)
+            mode = RUN if not remotely else HELP if way.PENDING_CALL in ways else WAKE
+            inject = partial(Injector, process, files.inside(script), timeout, mode=mode)
+            return _await_agent(process, files, timeout, stack, inject, _AWAKE if remotely else 0.0)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
-    script = f"{files.stem}.py"
-    remotely = way.REMOTE_EXEC in ways
-    mode = RUN if not remotely else HELP if way.PENDING_CALL in ways else WAKE
+@contextmanager
+def _alone(process: Process, timeout: float) -> Iterator[None]:
+    """One attach to a process at a time: an interpreter has room for one request only, a thread for one tracer.
+
+    The lock is on a file that only those can open who may attach, and that is gone with the process. Who keeps it for
+    longer than an attach may last holds up nobody.
+    """
+    with open(f"/proc/{process.pid}/environ", "rb") as file:
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+        yield
+
+
+def _ask(process: Process, files: Files, script: str, only_way: bool) -> bool:
+    """Whether the interpreter could be asked to run the script. Raises LivepatchError if that is the only way."""
+    request = files.request
+    files.write(request, bundle.request(files, request, script).encode())
+    try:
+        remote.request(process, files.inside(request))
+    except BaseException as error:
+        files.remove(request)
+        if only_way or not isinstance(error, LivepatchError):
+            raise
+        return False
+    return True
+
+
+def _await_agent(
+    process: Process, files: Files, timeout: float, stack: ExitStack, inject: Callable[[], Injector], patience: float
+) -> Client:
     injector: Injector | None = None
     began = time.monotonic()
-    try:
-        with ExitStack() as stack:
-            if remotely:
-                remote.request(process, files.inside(script))
-            while True:
-                left = began + timeout - time.monotonic()
-                if left <= 0:
-                    files.empty(script)  # and look once more: it may have been read just before
-                if injector is None and (not remotely or left < timeout - _AWAKE):
-                    injector = stack.enter_context(Injector(process, files.inside(script), timeout, mode=mode))
-                try:
-                    client = Client(process.pid, timeout=max(left, 1.0))
-                except NotPrepared:
-                    pass
-                else:
-                    if remotely and injector is not None:
-                        files.empty(script)  # the interpreter may still have been told to read it
-                    else:
-                        files.remove(script)
-                    return client
-                failure = files.read(f"{files.stem}.failed")
-                if failure is not None:
-                    files.remove(script)
-                    raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-                if injector is not None and mode != WAKE:
-                    injector.done()
-                if left <= 0:
-                    raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
-                time.sleep(0.01)
-    except BaseException:
-        if remotely and alive(process.pid):
-            files.empty(script)
-        else:
-            files.remove(script)
-        raise
+    while True:
+        waited = time.monotonic() - began
+        late = waited >= timeout
+        if late:
+            files.remove(f"{files.stem}.py")  # and look once more: it may have been read just before
+        if injector is None and waited >= patience:
+            injector = stack.enter_context(inject())
+        try:
+            return Client(process.pid, timeout=max(1.0, timeout - waited))
+        except NotPrepared:
+            pass
+        failure = files.read(f"{files.stem}.failed")
+        if failure is not None:
+            raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+        if injector is not None:
+            injector.done()
+        if late:
+            raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+        time.sleep(0.01)
 
 
 def _blocked(process: Process, timeout: float) -> str:

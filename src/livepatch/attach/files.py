@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from livepatch.agent import places
 from livepatch.core.model import LivepatchError
 
-from .processes import NoAccess, Process, owner
+from .processes import NoAccess, Process, alive, owner
 
 _ENTER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 
@@ -28,6 +28,7 @@ class Files:
     def __init__(self, process: Process) -> None:
         self.stem = f"{process.inner_pid}.{secrets.token_hex(4)}"
         self.bundle = f"{self.stem}.agent"
+        self.request = f"{self.stem}.request.py"
         self._process = process
         self._user = owner(process.pid)
         self._uid = process.inner_owner[0]
@@ -69,11 +70,6 @@ class Files:
                 with open(descriptor, encoding="utf-8", errors="replace") as file:
                     return file.read(4096) or None
         return None
-
-    def empty(self, name: str) -> None:
-        for directory in self._directories.values():
-            with suppress(OSError), acting_as(*self._user):
-                os.close(os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, dir_fd=directory))
 
     def remove(self, name: str) -> None:
         for directory in self._directories.values():
@@ -128,8 +124,10 @@ def files_for(process: Process) -> Iterator[Files]:
     try:
         yield files
     finally:
-        for suffix in ("agent", "failed"):
+        for suffix in ("agent", "failed", "py"):
             files.remove(f"{files.stem}.{suffix}")
+        if not alive(process.pid):
+            files.remove(files.request)  # else it takes itself away, see bundle.py
         files.close()
 
 

@@ -4,26 +4,21 @@
 Injectors that call dlopen or PyGILState_Ensure there hang what they attach to. So little is done there, nothing of it
 in Python, and all of it can be undone or finishes by itself.
 
-**Borrowing.** We stop the main thread and do to it what the kernel does for a signal handler: a frame on its own stack
-has all of its registers, and our code, entered by one write of all registers, returns into rt_sigreturn. The thread
-comes back to where it was by itself, whether we live or not; signals may come meanwhile, and their handlers nest.
-We watch the system calls that it makes, which tell results, and that it has come back. No breakpoint, no
-single step: nothing in the target waits for us. If we are killed at any instant, it goes on. (Except on 3.13, see
-below.)
+**Borrowing** the main thread is what makes that possible, see `borrowing`: it runs something for us as it would run a
+signal handler, and comes back by itself, whether we live or not. No breakpoint, no single step: nothing in the target
+waits for us. If we are killed at any instant, it goes on. (Except on 3.13, see below.)
 
-**What is called there.** If the main thread waits in a system call without the GIL, and not for a lock, then it is
-between Py_BEGIN_ALLOW_THREADS and the end of that, inside no allocator, and our code may do what any C callback may:
-PyThread_start_new_thread. That is a *visit*. It needs no GIL, so it waits for nobody, and it serves main
-loops that are not Python's. Else we leave a note, Py_AddPendingCall, and the interpreter itself starts the
-thread at its next safe point; where it waits for a lock, the wait is made to return EINTR, upon which it looks for
-notes and waits again for the rest of the time (PEP 475). The main thread never runs Python for us: a signal handler
+**What is called there.** If the main thread waits without the GIL, and not inside of an allocator, our code may do what
+any C callback may: PyThread_start_new_thread. That is a *visit*. It needs no GIL, so it waits for nobody; it
+serves main loops that are not Python's, and locks that are not. Else we leave a note, Py_AddPendingCall, and the
+interpreter itself starts the thread at its next safe point. The main thread never runs Python for us: a signal handler
 written in Python, run in the middle of ours, might raise what the program would have to see.
 
 **The lock of the pending calls** may be held by the main thread itself, stopped in the middle, or by another one that
 is about to let go. Up to 3.12 it is a semaphore, and who sits in the system call that waits for one can be sent home
 from there. From 3.13 on it is a PyMutex, and who has to wait for that gives the GIL away in the middle of whatever it
-does: a breakpoint of the processor, on this thread only and for these microseconds, catches it before. If
-we are killed in them *and* there is contention, the target dies of SIGTRAP. All of this only if it holds the GIL.
+does: a breakpoint of the processor, on this thread only and for these microseconds, catches it before. If we are killed
+in them *and* there is contention, the target dies of SIGTRAP. All of this only if it holds the GIL.
 
 **Whose memory.** Our code and its data are in one mapping, handed over with the note or the visit. From then on it
 belongs to the target: the thread, or the pending call if that comes later, takes it away as the last thing that it
@@ -38,19 +33,18 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import re
 import secrets
-import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
 
-from .processor import Call, Frame, Processor, Refusal
-from .symbols import Mapping, Maps, Memory, find_python
+from .borrowing import Borrowing, Contended
+from .processor import Processor, Refusal
+from .symbols import Memory, find_python
 from .tracing import Gone, Thread, Why
+from .where import Lookout
 
 _NEEDED = (
     "Py_AddPendingCall", "Py_Version", "Py_IsInitialized", "PyGILState_Check", "PyGILState_Ensure",
@@ -58,31 +52,10 @@ _NEEDED = (
 )  # fmt: skip
 _MUTEX = "PyMutex_Lock"  # from 3.13 on
 
-#: What a thread waits in without the GIL and without a lock that a new thread might need.
-_READS = {
-    "read", "readv", "recvfrom", "recvmsg", "recvmmsg", "accept", "accept4", "wait4", "waitid", "select", "pselect6",
-    "poll", "ppoll", "epoll_wait", "epoll_pwait", "epoll_pwait2", "clock_nanosleep", "connect", "rt_sigtimedwait",
-    "semop", "semtimedop", "msgrcv", "mq_timedreceive", "io_getevents", "io_pgetevents", "io_uring_enter", "flock",
-    "fcntl",
-}  # fmt: skip
-#: What Python code waits in, too. A foreign library that writes may do so in the middle of an allocation: a profiler.
-_WRITES = {"write", "writev", "sendto", "sendmsg", "sendmmsg", "sendfile", "splice", "msgsnd", "mq_timedsend", "openat"}
-#: What ends when a signal handler has run, and is not called again by the interpreter.
-_FOR_A_SIGNAL = {"pause", "rt_sigsuspend"}
-#: Where the interpreter goes on waiting by itself after EINTR.
-_RETRIED = _READS | _WRITES | {"futex"}
-
-#: Seconds that a borrowed call may take before we give it up; it would come back by itself all the same.
-_BORROWED = 5.0
-#: Seconds that somebody else may hold the lock of the pending calls.
-_CONTENDED = 0.02
 #: Seconds that an interpreter may take to start.
 _STARTS = 1.0
 #: Seconds that an interpreter which was asked to run a script may take when nothing keeps it from that.
 _HELPED = 0.5
-#: What a borrowed call may need of the stack.
-_ROOM = 0x10000
-
 #: The words of the data, see the code in the processor's file; then comes the line that the thread runs.
 _DATA = struct.Struct("<16s4I8Q")
 _STATE, _QUEUED, _RESULT = 16, 20, 32
@@ -90,7 +63,8 @@ _WAITING, _STARTED = 0, 1
 
 #: What the thread runs, in a namespace of its own. A script that is gone was taken back.
 _LINE = "__import__('builtins').exec({0!a}, {{'__name__': 'livepatch.attach'}})\n"
-#: Whoever imports `threading` first is its main thread, up to 3.12; let that be the one that it is.
+#: Whoever imports `threading` first is its main thread, up to 3.12; let that be the one that it is. Calls that may have
+#: to wait for the GIL are as few as can be.
 _RUN = """\
 def know_main_thread(ident):
     import _thread, sys
@@ -106,18 +80,23 @@ def know_main_thread(ident):
         threading._shutdown_locks.discard(main._tstate_lock)
         threading._shutdown_locks.add(alive)
         main._ident, main._native_id, main._tstate_lock = ident, os.getpid(), alive
-try:
-    know_main_thread({1})
-    del know_main_thread
-    import posix  # each call may have to wait for the GIL: no more of them than need be
+def script():
+    import posix
     file = posix.open({0!a}, posix.O_RDONLY)
-    script = posix.read(file, 1 << 20)
-    posix.close(file)
-    exec(script)
+    try:
+        return posix.read(file, 1 << 20)
+    finally:
+        posix.close(file)
+try:
+    script = script()
+    if {2} is not None:
+        import _signal
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, {2})
+    know_main_thread({1})
+    exec(script, {{'__name__': 'livepatch.attach'}})
 except BaseException:
     pass
 """
-
 
 #: What a helper process of ours has on its command line, so that another one knows it.
 MARK = "livepatch-attach"
@@ -125,29 +104,6 @@ MARK = "livepatch-attach"
 
 #: See `Injection`.
 RUN, WAKE, HELP = "run", "wake", "help"
-
-
-class Contended(Exception):
-    """The lock of the pending calls was held; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a stopped thread does, and the registers with which it shall go on."""
-
-    registers: Any
-    #: A new thread can be started from there.
-    visit: bool = False
-    #: It is the interpreter, not a library, that waits there.
-    ours: bool = False
-    #: It waits.
-    waits: bool = False
-    #: It finds that it was interrupted, and waits again by itself.
-    retried: bool = False
-    #: And before that it looks at signals and what else it was asked for, not only at pending calls.
-    answers: bool = False
-    #: It makes its system call anew. If a signal comes meanwhile, it must find that out, with these.
-    or_interrupted: Any = None
 
 
 @dataclass(frozen=True)
@@ -183,20 +139,18 @@ class Injection:
         self._page: Page | None = None
         self._queued = False
         self._handed_over = False
-        #: The thread has not come back from what it was borrowed for.
-        self._away = False
-        self._signalled = False
-        self._breakpoint: int | None = None
         self._starting = 0.0
 
     def run(self) -> None:
         """Returns when the thread has been started in the target. Raises Refusal, or what the checkpoint raises."""
-        if problem := self._processor.problem(self._status()):
+        if problem := self._processor.problem(self._thread.status()):
             raise Refusal(errno.ENOSYS, f"Process {self.pid} {problem}; start it with `livepatch run -- ...`.")
         try:
             with closing(Memory(self.pid)) as self._memory:
                 self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX,))
-                self._find_code()
+                self._lookout = Lookout(self._thread, self._memory, self._python, self._processor)
+                restorer = self._find_code()
+                self._borrowing = Borrowing(self._thread, self._memory, self._processor, restorer)
                 self._attempt()
         except Gone:
             raise Refusal(errno.ESRCH, f"Process {self.pid} ended during the attach.") from None
@@ -208,12 +162,13 @@ class Injection:
         try:
             while not self._taken():
                 self._checkpoint()
-                again = 0.0
                 if self._hold():
                     try:
                         again = self._act()
                     finally:
                         self._thread.release()
+                else:  # it may stop after all, and shall not stand still for long
+                    again = 0.001 if self._thread.traced else 0.0
                 self._wait(again or pause)
                 pause = min(2 * pause, 0.25)
         except BaseException:
@@ -263,36 +218,34 @@ class Injection:
 
     def _act(self) -> float:
         """With the main thread stopped, do the next thing. Returns seconds until it is worth looking again, or 0."""
-        place = self._place()
+        place = self._lookout.place()
+        if place is None and self._outlast():
+            place = self._lookout.place()
         if place is None:
-            self._outlast()
-            place = self._place()
-            if place is None:
-                return 0.001
+            return 0.01
         if self._helping() and (place.answers or self._mode == WAKE or not place.waits):
             if place.answers:
                 self._thread.set_registers(place.registers)
             return 0
         if self._queued and not place.visit:
-            if place.retried:
-                self._thread.set_registers(place.registers)
             return 0
-        self._registers = place.registers
-        self._signalled = False
+        self._borrowing.registers = place.registers
         try:
             if self._page is None:
                 self._prepare()
             if not self._call("Py_IsInitialized") & 0xFFFFFFFF:
                 return self._not_initialized()
             holds_gil = self._call("PyGILState_Check") & 0xFFFFFFFF != 0
-            if place.visit and (place.ours or not holds_gil):
+            if place.visit and (place.answers or not holds_gil):
                 self._visit()
-            elif not self._queued and self._has_python_below(place.registers):
+            elif place.waits and holds_gil:
+                return 0  # nobody gets in now, and a note would stay there for as long
+            elif not self._queued and self._lookout.has_python_below(place.registers):
                 self._add_pending_call(holds_gil)
         except Contended:
             return 0.001
         finally:
-            if self._signalled and place.or_interrupted is not None and not self._away:
+            if place.or_interrupted is not None and not self._borrowing.away and self._borrowing.signals_wait():
                 self._thread.set_registers(place.or_interrupted)
         return 0
 
@@ -310,9 +263,12 @@ class Injection:
             )
         return 0.02
 
-    def _outlast(self) -> None:
-        """Let the main thread go on to the end of the system call that it must not be disturbed in."""
+    def _outlast(self) -> bool:
+        """Let the main thread go on to the end of the system call that it must not be disturbed in, if it is in one."""
         thread = self._thread
+        call = thread.registers().call()
+        if call is None or not call.resumes:
+            return False
         while True:
             thread.resume(to_call=True)
             while (stop := thread.wait(0.05)) is None:
@@ -321,164 +277,22 @@ class Injection:
                 raise self._stopped()
             call = thread.registers().call() if stop.why is Why.CALL else None
             if call is not None and not call.begins and not call.interrupted:
-                return
+                return True
 
-    # Where it is
-
-    def _place(self) -> Place | None:
-        """What the main thread does; None if it must not be disturbed just now."""
-        registers = self._thread.registers()
-        self._python.maps = Maps(self.pid)
-        if registers.foreign:
-            raise Refusal(errno.ENOEXEC, f"Process {self.pid} runs 32-bit code, to which livepatch cannot attach.")
-        if not self._has_room(registers.sp) or self._is_critical(registers.pc):
-            return None
-        call = registers.call()
-        if call is None:
-            return Place(registers)
-        owner = self._owner(registers)
-        ours = owner is not None and self._python.owns(owner)
-        visit = call.name in _READS or (call.name in _WRITES and ours) or call.name in _FOR_A_SIGNAL
-        if not call.interrupted:
-            return Place(registers, visit)
-        interrupted = registers.interrupted()
-        if call.resumes:
-            # The rest of its time is known to the kernel only, and would be lost. An endless poll has none; the others
-            # that end in time are what every signal ends, too.
-            if "sleep" in call.name or not (ours or call.name == "poll"):
-                return None
-            if not ours and registers.argument(2) & 0xFFFFFFFF == 0xFFFFFFFF:
-                return Place(registers.again(), visit, waits=True, or_interrupted=interrupted)
-            return Place(interrupted, visit, ours, True, retried=ours, answers=ours and call.name != "futex")
-        if ours and call.name in _RETRIED:
-            return Place(interrupted, visit, ours, True, retried=True, answers=call.name != "futex")
-        if call.restarts:
-            return Place(registers.again(), visit, ours, True, or_interrupted=interrupted)
-        return Place(registers, visit, ours, True)
-
-    def _is_critical(self, pc: int) -> bool:
-        """It is in a restartable sequence, whose code must be left if the thread ever stops: see to it later."""
-        area = self._thread.restartable_sequences()
-        if area == 0:
-            return False
-        (sequence,) = self._memory.unpack("<Q", area + 8)
-        if sequence == 0:
-            return False
-        _version, _flags, start, length, _abort = self._memory.unpack("<IIQQQ", sequence)
-        return start <= pc < start + length
-
-    def _has_room(self, sp: int) -> bool:
-        """It is on the stack that the kernel gave it, with some room below: not on a signal handler's, for one."""
-        stack = next((mapping for mapping in self._python.maps if mapping.path == "[stack]"), None)
-        return stack is not None and stack.end - self._stack_limit() + _ROOM < sp < stack.end
-
-    def _stack_limit(self) -> int:
-        with open(f"/proc/{self.pid}/limits") as limits:
-            found = re.search(r"^Max stack size +(\d+)", limits.read(), re.MULTILINE)
-        return int(found[1]) if found else 1 << 40
-
-    def _owner(self, registers: Any) -> Mapping | None:
-        """The nearest code on the stack that is not the C library's: who called it."""
-        return next((mapping for mapping in self._callers(registers) if not mapping.c_library), None)
-
-    def _has_python_below(self, registers: Any) -> bool:
-        """The interpreter has called what runs there: pending calls are this thread's to run. In a program that
-        embeds it in another thread they would run beside what we do here.
-        """
-        return any(mapping.path == self._python.path for mapping in self._callers(registers, 1 << 20))
-
-    def _callers(self, registers: Any, depth: int = 0x4000) -> Iterator[Mapping]:
-        """Code to which the words on the stack point, just behind a call; some may be left from before."""
-        maps = self._python.maps
-        here = maps.at(registers.pc)
-        if here is not None:
-            yield here
-        stack = maps.at(registers.sp)
-        if stack is None:
-            return
-        start = registers.sp & ~7
-        content = self._memory.read(start, min(depth, stack.end - start))
-        for (word,) in struct.iter_unpack("<Q", content):
-            mapping = maps.at(word)
-            if mapping is not None and mapping.executable and self._processor.follows_call(self._before(word)):
-                yield mapping
-
-    def _before(self, address: int) -> bytes:
-        try:
-            return self._memory.read(address - 8, 8)
-        except OSError:
-            return bytes(8)
-
-    # Borrowing it
-
-    def _borrow(self, enter: Callable[[Frame], Any], *, lock: bool = False) -> dict[str, int]:
-        """Have the thread run something, entered with the registers that `enter` gives for a frame, and come back.
-
-        Returns the last result of each system call that it made. Raises Contended if it takes the lock of the pending
-        calls and does not get it.
-        """
-        thread, processor = self._thread, self._processor
-        frame = processor.frame(self._registers, thread.mask(), thread.extended(), self._restorer)
-        self._memory.write(frame.address, frame.content)
-        thread.set_registers(enter(frame))
-        self._away = True
-        results: dict[str, int] = {}
-        began: Call | None = None
-        leaving = impatient = contended = withhold = False
-        until = time.monotonic() + _BORROWED
-        while True:
-            thread.resume(to_call=True, withhold=withhold)
-            withhold = False
-            waits = lock and not impatient and began is not None and began.name == "futex"
-            stop = thread.wait(_CONTENDED if waits else until - time.monotonic())
-            if stop is None and waits:
-                impatient = True
-                thread.request_stop()  # the end of its system call comes first
-                stop = thread.wait(until - time.monotonic())
-            if stop is None:
-                thread.interrupt(1.0)
-                raise Refusal(
-                    errno.ETIMEDOUT, f"The main thread of process {self.pid} did not come back in time; try again."
-                )
-            if stop.why is Why.STOPPED:
-                raise Refusal(errno.EBUSY, f"Process {self.pid} was stopped during the attach; try again.")
-            if stop.why is Why.SIGNAL:
-                registers = thread.registers()
-                if stop.number == signal.SIGTRAP and registers.pc == self._breakpoint:
-                    thread.set_registers(processor.leaving(registers, frame))
-                    contended = withhold = True
-                else:
-                    self._signalled = True
-            elif stop.why is Why.CALL and began is None:
-                registers = thread.registers()
-                began = registers.call()
-                leaving = processor.is_leaving(registers, frame)
-            elif stop.why is Why.CALL and began is not None:
-                if leaving:
-                    break
-                registers = thread.registers()
-                results[began.name] = registers.result()
-                ended = registers.call()
-                if impatient and began.name == "futex" and ended is not None and ended.interrupted:
-                    thread.set_registers(processor.leaving(registers, frame))
-                    contended = True
-                impatient = False
-                began = None
-        self._away = False
-        if contended:
-            raise Contended
-        return results
+    # What is done with it
 
     def _system_call(self, name: str, *arguments: int) -> int:
-        made = self._borrow(
-            lambda frame: self._processor.entering_call(self._registers, frame, self._instruction, name, *arguments)
+        made = self._borrowing.run(
+            lambda registers, frame: self._processor.entering_call(
+                registers, frame, self._instruction, name, *arguments
+            )
         )
         result = made[name]
         if -4096 < result < 0:
             raise Refusal(
                 -result,
-                f"Process {self.pid} was refused {name} by the system ({os.strerror(-result)}): too little"
-                " memory, or a policy that forbids it; start it with `livepatch run -- ...`.",
+                f"Process {self.pid} was refused {name} by the system ({os.strerror(-result)}): too little memory, or a"
+                " policy that forbids it; start it with `livepatch run -- ...`.",
             )
         return result
 
@@ -487,21 +301,19 @@ class Injection:
         page = self._page
         assert page is not None
         address = self._python.addresses[function]
-        self._borrow(
-            lambda frame: self._processor.entering_through(
-                self._registers, frame, page.base, page.data, address, *arguments
+        self._borrowing.run(
+            lambda registers, frame: self._processor.entering_through(
+                registers, frame, page.base, page.data, address, *arguments
             ),
             lock=lock,
         )
-        (result,) = self._memory.unpack("<Q", page.data + _RESULT)
+        result: int = self._memory.unpack("<Q", page.data + _RESULT)[0]
         return result
-
-    # What is done with it
 
     def _prepare(self) -> None:
         """Put our code and its data into the target."""
         unit = os.sysconf("SC_PAGESIZE")
-        size = unit + -(-(_DATA.size + 3 * len(_RUN) + 8 * len(self._script)) // unit) * unit
+        size = unit + -(-(_DATA.size + 3 * len(_RUN) + 512 + 8 * len(self._script)) // unit) * unit
         private_anonymous = 0x22
         base = self._system_call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, private_anonymous, 2**64 - 1, 0)
         page = Page(base, size, base + unit, secrets.token_bytes(16))
@@ -512,9 +324,13 @@ class Injection:
         self._memory.write(base, self._processor.stub)
         self._memory.write(page.data, data)
         self._system_call("mprotect", base, unit, mmap.PROT_READ | mmap.PROT_EXEC)
-        main = self._call("PyThread_get_thread_ident")
-        line = _LINE.format(_RUN.format(self._script, main)).encode() + b"\0"
-        self._memory.write(page.data + _DATA.size, line)
+        self._main = self._call("PyThread_get_thread_ident")
+
+    def _write_line(self, blocked: list[int] | None = None) -> None:
+        """What the thread runs. One that is started in a visit has all signals blocked, and takes back its mask."""
+        assert self._page is not None
+        line = _LINE.format(_RUN.format(self._script, self._main, blocked)).encode() + b"\0"
+        self._memory.write(self._page.data + _DATA.size, line)
 
     def _visit(self) -> None:
         page = self._page
@@ -523,7 +339,11 @@ class Injection:
         thread = page.base + self._processor.entries["thread"]
         self._memory.write(page.data + _STATE, struct.pack("<II", _STARTED, self._queued))
         self._handed_over = True
-        made = self._borrow(lambda frame: self._processor.entering(self._registers, frame, start, thread, page.data))
+        mask = self._thread.mask()
+        self._write_line([number for number in range(1, 65) if number not in (32, 33) and mask >> (number - 1) & 1])
+        made = self._borrowing.run(
+            lambda registers, frame: self._processor.entering(registers, frame, start, thread, page.data)
+        )
         if max(made.get("clone3", -1), made.get("clone", -1)) <= 0:
             self._memory.write(page.data + _STATE, struct.pack("<II", _WAITING, 0))
             self._handed_over = self._queued
@@ -537,8 +357,9 @@ class Injection:
         assert page is not None
         pending = page.base + self._processor.entries["pending"]
         mutex = self._python.addresses.get(_MUTEX) if holds_gil else None
+        self._write_line()
         if mutex is not None:
-            self._arm(mutex)
+            self._borrowing.arm(mutex)
         self._handed_over = True
         try:
             result = self._call("Py_AddPendingCall", pending, page.data, lock=holds_gil) & 0xFFFFFFFF
@@ -547,51 +368,14 @@ class Injection:
             raise
         finally:
             if mutex is not None:
-                self._disarm()
+                self._borrowing.disarm()
         if result:  # there is no room for another one
             self._handed_over = False
             raise Contended
         self._queued = True
 
-    def _arm(self, address: int) -> None:
-        """Set the breakpoint. What it raises is SIGTRAP, which would kill where it cannot be handled."""
-        ignored = int(self._status()["SigIgn"], 16)
-        if (self._thread.mask() | ignored) >> (signal.SIGTRAP - 1) & 1:
-            problem = "it blocks or ignores SIGTRAP"
-        else:
-            try:
-                self._processor.set_breakpoint(self._thread, address)
-            except OSError as error:
-                problem = f"the processor gives no breakpoint: {error.strerror}"
-            else:
-                self._breakpoint = address
-                return
-        raise Refusal(
-            errno.ENOSYS,
-            f"Process {self.pid} is busy, and livepatch cannot attach then ({problem}); try again when it waits for"
-            " something, or start it with `livepatch run -- ...`.",
-        )
-
-    def _disarm(self) -> None:
-        """No breakpoint any more, and no trap that was raised before but not reported: it would kill."""
-        self._processor.set_breakpoint(self._thread, None)
-        self._breakpoint = None
-        while int(self._status()["SigPnd"], 16) >> (signal.SIGTRAP - 1) & 1:
-            self._thread.resume()
-            stop = self._thread.wait(1.0)
-            if stop is None:
-                break
-            if stop.why is Why.SIGNAL and stop.number == signal.SIGTRAP:
-                self._thread.resume(withhold=True)
-                self._thread.interrupt(1.0)
-                break
-
-    def _status(self) -> dict[str, str]:
-        with open(f"/proc/{self.pid}/task/{self.pid}/status", encoding="utf-8", errors="replace") as status:
-            return dict(line.rstrip("\n").split(":\t", 1) for line in status if ":\t" in line)
-
-    def _find_code(self) -> None:
-        """A system call and the return from a signal handler, in code that is there already."""
+    def _find_code(self) -> int:
+        """A system call, and where a signal handler returns to, which is returned, in code that is there already."""
         processor = self._processor
         instruction = restorer = None
         for mapping in sorted(self._python.maps, key=lambda mapping: not mapping.c_library):
@@ -604,8 +388,8 @@ class Injection:
             instruction = instruction or _find(code, mapping.start, processor.system_call_code)
             restorer = restorer or _find(code, mapping.start, processor.restorer_code)
             if instruction and restorer:
-                self._instruction, self._restorer = instruction, restorer
-                return
+                self._instruction = instruction
+                return restorer
         raise Refusal(
             errno.ENOEXEC,
             f"Process {self.pid} has a C library that livepatch does not know; start it with `livepatch run -- ...`.",
@@ -616,16 +400,16 @@ class Injection:
     def _clean_up(self) -> None:
         """Take our mapping away again if nothing in the target knows of it."""
         page = self._page
-        if page is None or self._handed_over or self._away:
+        if page is None or self._handed_over or self._borrowing.away:
             return
         with suppress(Gone, OSError, Contended):
             until = time.monotonic() + 1.0
             while time.monotonic() < until:
                 if self._hold():
                     try:
-                        place = self._place()
+                        place = self._lookout.place()
                         if place is not None:
-                            self._registers = place.registers
+                            self._borrowing.registers = place.registers
                             self._system_call("munmap", page.base, page.size)
                             return
                     finally:
@@ -634,7 +418,7 @@ class Injection:
 
     def _denied(self) -> bool:
         """Why it may not be traced; False if another livepatch is at it, which will be done soon."""
-        fields = self._status()
+        fields = self._thread.status()
         tracer = fields["TracerPid"]
         if tracer != "0":
             try:

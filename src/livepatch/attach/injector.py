@@ -11,7 +11,7 @@ from typing import Self
 from livepatch.core.model import LivepatchError
 
 from . import helper
-from .injection import RUN
+from .injection import RUN, WAKE
 from .processes import NoAccess, Process
 
 #: Seconds that a helper may take to let go of its target. It needs none; the machine may be busy.
@@ -23,6 +23,7 @@ class Injector:
 
     def __init__(self, process: Process, script: str, timeout: float, *, mode: str = RUN) -> None:
         self._pid = process.pid
+        self._mode = mode
         self._process = subprocess.Popen(
             helper.command(mode, process.pid, process.inner_pid, script, timeout),
             stdin=subprocess.PIPE,
@@ -30,7 +31,6 @@ class Injector:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
-            env={},
         )
         self._answer: bytes | None = None
 
@@ -41,7 +41,10 @@ class Injector:
         self.cancel()
 
     def done(self) -> bool:
-        """Whether the target has begun to run the script. Raises LivepatchError if the helper has given up."""
+        """Whether the target has begun to run the script. Raises LivepatchError if the helper has given up.
+
+        What only wakes never fails: others were asked to run the script.
+        """
         if self._answer is not None:
             return True
         if self._process.poll() is None:
@@ -55,7 +58,7 @@ class Injector:
                 "errno": errno.EIO,
                 "sentence": f"The helper process that attaches to process {self._pid} was killed; try again.",
             }
-        if answer.get("sentence"):
+        if answer.get("sentence") and self._mode != WAKE:
             kind = NoAccess if answer["errno"] in (errno.EPERM, errno.ESRCH) else LivepatchError
             raise kind(answer["errno"], answer["sentence"])
         return not answer

@@ -34,6 +34,7 @@ ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _PROT_NONE, _PROT_RW, _PROT_RX = 0, 3, 5
 _MAP_PRIVATE_ANONYMOUS, _MAP_STACK = 0x22, 0x20022
 _ANY = 2**64 - 1
+_PR_SET_NAME = 15
 #: What a C library makes a thread with.
 _CLONE_THREAD = 0x3D0F00
 _FIONBIO, _TCGETS = 0x5421, 0x5401
@@ -88,6 +89,8 @@ AGENT = (
     Call("madvise", (28,), (233,), (0x10000, 0x1000, 4), optional=True),
     Call("clone", (56,), (220,), (_CLONE_THREAD,)),
     Call("clone3", (435,), (435,), optional=True),  # the C library then takes clone
+    Call("sched_getaffinity", (204,), (123,), optional=True),  # malloc, for a new thread
+    Call("prctl", (157,), (167,), (_PR_SET_NAME,), optional=True),
     Call("set_robust_list", (273,), (99,), optional=True),
     Call("rseq", (334,), (293,), optional=True),
     Call("rt_sigprocmask", (14,), (135,)),

@@ -20,7 +20,7 @@ from .processor import Processor, Registers
 
 _CONT, _POKEUSER, _DETACH, _SYSCALL = 7, 6, 17, 24
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
-_GETREGSET, _SETREGSET, _GETSIGMASK = 0x4204, 0x4205, 0x420A
+_GETREGSET, _SETREGSET, _GETSIGMASK, _SETSIGMASK = 0x4204, 0x4205, 0x420A, 0x420B
 _GET_RSEQ = 0x420F  # PTRACE_GET_RSEQ_CONFIGURATION
 _TRACESYSGOOD = 1
 _WALL = 0x40000000
@@ -61,7 +61,8 @@ class Thread:
     def __init__(self, tid: int, processor: Processor) -> None:
         self.tid = tid
         self._processor = processor
-        self._traced = False
+        #: Still so after `release` if it cannot be stopped, until it can or we end.
+        self.traced = False
         self._stop: Stop | None = None
 
     def request(self, number: int, address: int = 0, data: int = 0) -> int:
@@ -83,10 +84,10 @@ class Thread:
 
     def seize(self) -> None:
         """Raises Gone, or OSError: EPERM if that is not allowed or somebody else traces it."""
-        if self._traced:
+        if self.traced:
             return
         self.request(_SEIZE, 0, _TRACESYSGOOD)
-        self._traced = True
+        self.traced = True
 
     def interrupt(self, seconds: float) -> Stop | None:
         """Stop it, and return why it did: a signal may come first."""
@@ -120,7 +121,7 @@ class Thread:
             if waited > 0.0005:
                 time.sleep(0.0002 if waited < 0.02 else 0.001)
         if not os.WIFSTOPPED(status):
-            self._traced = False
+            self.traced = False
             raise Gone
         self._stop = _stop(status)
         return self._stop
@@ -155,6 +156,15 @@ class Thread:
         self.request(_GETSIGMASK, 8, ctypes.addressof(value))
         return value.value
 
+    def set_mask(self, mask: int) -> None:
+        value = ctypes.c_uint64(mask)
+        self.request(_SETSIGMASK, 8, ctypes.addressof(value))
+
+    def status(self) -> dict[str, str]:
+        """What /proc says of it."""
+        with open(f"/proc/{self.tid}/task/{self.tid}/status", encoding="utf-8", errors="replace") as status:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in status if ":\t" in line)
+
     def restartable_sequences(self) -> int:
         """Where the thread's `struct rseq` is, or 0."""
         buffer = ctypes.create_string_buffer(24)
@@ -166,18 +176,18 @@ class Thread:
 
     def release(self) -> None:
         """Trace it no more. It goes on from where it is; does nothing if it has ended."""
-        if not self._traced:
+        if not self.traced:
             return
         try:
             if self._stop is None:
                 self.interrupt(1.0)
             self.request(_DETACH, 0, self._due())
         except Gone:
-            self._traced = False
+            self.traced = False
         except OSError:
             pass  # it cannot be stopped just now; the kernel lets it go when we end
         else:
-            self._traced = False
+            self.traced = False
         self._stop = None
 
 

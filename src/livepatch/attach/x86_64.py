@@ -162,14 +162,14 @@ class X86_64:
     extended_set = 0x202  # NT_X86_XSTATE
     red_zone = 128
     calls: Mapping[str, int] = {
-        "read": 0, "write": 1, "poll": 7, "mmap": 9, "mprotect": 10, "munmap": 11, "rt_sigreturn": 15,
-        "readv": 19, "writev": 20, "select": 23, "pause": 34, "nanosleep": 35, "sendfile": 40, "connect": 42,
-        "accept": 43, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "clone": 56, "wait4": 61,
-        "semop": 65, "msgsnd": 69, "msgrcv": 70, "fcntl": 72, "flock": 73, "rt_sigtimedwait": 128,
-        "rt_sigsuspend": 130, "futex": 202, "io_getevents": 208, "semtimedop": 220, "clock_nanosleep": 230,
-        "epoll_wait": 232, "mq_timedsend": 242, "mq_timedreceive": 243, "waitid": 247, "openat": 257,
-        "pselect6": 270, "ppoll": 271, "splice": 275, "epoll_pwait": 281, "accept4": 288, "recvmmsg": 299,
-        "sendmmsg": 307, "io_pgetevents": 333, "io_uring_enter": 426, "clone3": 435, "epoll_pwait2": 441,
+        "read": 0, "write": 1, "poll": 7, "mmap": 9, "mprotect": 10, "munmap": 11, "rt_sigreturn": 15, "readv": 19,
+        "writev": 20, "select": 23, "pause": 34, "nanosleep": 35, "sendfile": 40, "connect": 42, "accept": 43,
+        "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "clone": 56, "wait4": 61, "semop": 65, "msgsnd":
+        69, "msgrcv": 70, "fcntl": 72, "flock": 73, "rt_sigtimedwait": 128, "rt_sigsuspend": 130, "futex": 202,
+        "io_getevents": 208, "restart_syscall": 219, "semtimedop": 220, "clock_nanosleep": 230, "epoll_wait": 232,
+        "mq_timedsend": 242, "mq_timedreceive": 243, "waitid": 247, "openat": 257, "pselect6": 270, "ppoll": 271,
+        "splice": 275, "epoll_pwait": 281, "accept4": 288, "recvmmsg": 299, "sendmmsg": 307, "io_pgetevents": 333,
+        "io_uring_enter": 426, "clone3": 435, "epoll_pwait2": 441,
     }  # fmt: skip
     system_call_code: tuple[bytes, ...] = (b"\x0f\x05\xc3",)
     stub = bytes.fromhex(

@@ -1,0 +1,158 @@
+"""Where a stopped thread is, what may be done to it there, and how it goes on.
+
+A thread that was stopped in a system call is sent on in one of three ways. A wait of the interpreter returns EINTR: the
+interpreter looks at its signals and waits again for the rest of the time (PEP 475). A library may not expect that;
+it makes its call again as the kernel would have, with the same arguments. And where those say how long to wait, only
+the kernel knows what is left of it: nothing is done there until the call has ended.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .processor import Processor
+from .symbols import Image, Mapping, Maps, Memory, Python
+from .tracing import Thread
+
+#: What a thread waits in without the GIL, and outside of what a new thread might need. Who waits for a lock that an
+#: allocator has (a futex) gets it some time, and so does the new thread, as long as the allocator is the C library's.
+_WAITS = {
+    "read", "readv", "recvfrom", "recvmsg", "recvmmsg", "accept", "accept4", "wait4", "waitid", "select", "pselect6",
+    "poll", "ppoll", "epoll_wait", "epoll_pwait", "epoll_pwait2", "nanosleep", "clock_nanosleep", "connect",
+    "rt_sigtimedwait", "semop", "semtimedop", "msgrcv", "mq_timedreceive", "io_getevents", "io_pgetevents",
+    "io_uring_enter", "flock", "fcntl", "futex", "pause", "rt_sigsuspend", "restart_syscall",
+}  # fmt: skip
+#: What Python code waits in, too. A foreign library that writes may do so in the middle of an allocation: a profiler.
+_WRITES = {"write", "writev", "sendto", "sendmsg", "sendmmsg", "sendfile", "splice", "msgsnd", "mq_timedsend", "openat"}
+#: What ends when a signal handler has run, and is not called again by the interpreter.
+_FOR_A_SIGNAL = {"pause", "rt_sigsuspend"}
+
+#: What a borrowed call may need of the stack.
+_ROOM = 0x10000
+
+_FUTEX_COMMAND, _FUTEX_WAIT_BITSET = 0x7F, 9
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a stopped thread does, and the registers with which it shall go on."""
+
+    registers: Any
+    #: A new thread can be started from there, if it does not hold the GIL.
+    visit: bool = False
+    #: It waits.
+    waits: bool = False
+    #: It is the interpreter that waits, without the GIL; it looks at what it was asked for, and waits again.
+    answers: bool = False
+    #: It makes its system call anew. If a signal comes meanwhile, it must find that out, with these.
+    or_interrupted: Any = None
+
+
+class Lookout:
+    """Looks where the main thread of a process is."""
+
+    def __init__(self, thread: Thread, memory: Memory, python: Python, processor: Processor) -> None:
+        self._thread = thread
+        self._memory = memory
+        self._python = python
+        self._processor = processor
+        self._maps = python.maps
+        self._allocators: dict[str, bool] = {}
+
+    def place(self) -> Place | None:
+        """What the thread does; None if it must not be disturbed just now."""
+        registers = self._thread.registers()
+        self._maps = Maps(self._thread.tid)
+        if not self._has_room(registers.sp) or self._is_critical(registers.pc):
+            return None
+        call = registers.call()
+        if call is None:
+            return Place(registers)
+        owner = self._owner(registers)
+        ours = owner is not None and self._python.owns(owner)
+        visit = (call.name in _WAITS and (ours or not self._allocates(owner))) or (call.name in _WRITES and ours)
+        if not call.interrupted:
+            return Place(registers, visit)
+        interrupted = registers.interrupted()
+        retried = ours and call.name in _WAITS | _WRITES and call.name not in _FOR_A_SIGNAL
+        absolute = call.name == "futex" and registers.argument(1) & _FUTEX_COMMAND == _FUTEX_WAIT_BITSET
+        endless = call.name == "poll" and registers.argument(2) & 0xFFFFFFFF == 0xFFFFFFFF
+        if call.resumes and "sleep" in call.name:
+            return None
+        if retried:
+            return Place(interrupted, visit, True, answers=call.name != "futex")
+        if call.restarts or absolute or endless:
+            return Place(registers.again(), visit, True, or_interrupted=interrupted)
+        if not call.resumes:
+            return Place(registers, visit, True)
+        # A poll with a limit ends so whenever a signal comes; who calls it knows that.
+        return Place(interrupted, visit, True) if call.name == "poll" else None
+
+    def has_python_below(self, registers: Any) -> bool:
+        """The interpreter has called what runs there: pending calls are this thread's to run. In a program that
+        embeds it in another thread they would run beside what we do here.
+        """
+        return any(mapping.path == self._python.path for mapping in self._callers(registers, 1 << 20))
+
+    def _has_room(self, sp: int) -> bool:
+        """It is on the stack that the kernel gave it, with some room below: not on a signal handler's, for one."""
+        stack = next((mapping for mapping in self._maps if mapping.path == "[stack]"), None)
+        return stack is not None and stack.end - self._stack_limit() + _ROOM < sp < stack.end
+
+    def _stack_limit(self) -> int:
+        with open(f"/proc/{self._thread.tid}/limits") as limits:
+            found = re.search(r"^Max stack size +(\d+)", limits.read(), re.MULTILINE)
+        return int(found[1]) if found else 1 << 40
+
+    def _is_critical(self, pc: int) -> bool:
+        """It is in a restartable sequence, whose code must be left if the thread ever stops: see to it later."""
+        area = self._thread.restartable_sequences()
+        if area == 0:
+            return False
+        (sequence,) = self._memory.unpack("<Q", area + 8)
+        if sequence == 0:
+            return False
+        _version, _flags, start, length, _abort = self._memory.unpack("<IIQQQ", sequence)
+        return start <= pc < start + length
+
+    def _owner(self, registers: Any) -> Mapping | None:
+        """The nearest code on the stack that is not the C library's: who called it."""
+        return next((mapping for mapping in self._callers(registers) if not mapping.c_library), None)
+
+    def _allocates(self, owner: Mapping | None) -> bool:
+        """It is an allocator of its own: what waits there may be in the middle of something."""
+        if owner is None:
+            return False
+        if owner.path not in self._allocators:
+            base = next(mapping.start for mapping in self._maps if mapping.path == owner.path)
+            try:
+                image = Image(self._memory, base, self._processor.elf_machine)
+                self._allocators[owner.path] = image.lookup("malloc") is not None
+            except (ValueError, KeyError, OSError):
+                self._allocators[owner.path] = False  # generated code
+        return self._allocators[owner.path]
+
+    def _callers(self, registers: Any, depth: int = 0x4000) -> Iterator[Mapping]:
+        """Code to which the words on the stack point, just behind a call; some may be left from before."""
+        here = self._maps.at(registers.pc)
+        if here is not None:
+            yield here
+        stack = self._maps.at(registers.sp)
+        if stack is None:
+            return
+        start = registers.sp & ~7
+        content = self._memory.read(start, min(depth, stack.end - start))
+        for (word,) in struct.iter_unpack("<Q", content):
+            mapping = self._maps.at(word)
+            if mapping is not None and mapping.executable and self._processor.follows_call(self._before(word)):
+                yield mapping
+
+    def _before(self, address: int) -> bytes:
+        try:
+            return self._memory.read(address - 8, 8)
+        except OSError:
+            return bytes(8)
