@@ -74,6 +74,7 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
             script = f"{files.stem}.py"
+            files.write(f"{files.stem}.failed", b"")
             files.write(files.bundle, bundle.agent(process))
             files.write(script, bundle.script(process, files).encode())
             remotely = way.REMOTE_EXEC in ways and _ask(process, files, script, way.PENDING_CALL not in ways)
