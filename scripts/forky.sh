@@ -123,8 +123,8 @@ build() {
     chmod 755 "$new"
 # recipe
     # Debian's script for sid serves every later release; an older debootstrap does not know this one by name.
-    # fuse3 is for the tests of `livepatch mount`.
-    unshare --mount debootstrap --variant=minbase --force-check-gpg --include=ca-certificates,fuse3,python3-venv \
+    # fuse3 is for the tests of `livepatch mount`, openssh-client for those of signatures.
+    unshare --mount debootstrap --variant=minbase --force-check-gpg --include=ca-certificates,fuse3,openssh-client,python3-venv \
         forky "$new" "$(mirror)" /usr/share/debootstrap/scripts/sid
     # Every Python that the release ships, not only its default one.
     # shellcheck disable=SC2016

@@ -175,9 +175,9 @@ def test_one_that_ends_meanwhile_is_left_out(lp, service, plain, monkeypatch):
     [
         ([1], []),
         ({"protocol": PROTOCOL}, []),
-        ({"protocol": PROTOCOL, "python": "3.11.1"}, {"a": 1}),
-        ({"protocol": PROTOCOL, "python": "3.11.1"}, [{"name": 1, "transition": True}]),
-        ({"protocol": PROTOCOL, "python": "3.11.1"}, 7),
+        ({"protocol": PROTOCOL, "version": "1", "python": "3.11.1", "started": 1.0}, {"a": 1}),
+        ({"protocol": PROTOCOL, "version": "1", "python": "3.11.1", "started": 1.0}, [{"name": 1, "transition": True}]),
+        ({"protocol": PROTOCOL, "version": "1", "python": "3.11.1", "started": 1.0}, 7),
     ],
 )
 def test_one_that_answers_nonsense_spoils_nothing(lp, hello, patches):
@@ -186,7 +186,7 @@ def test_one_that_answers_nonsense_spoils_nothing(lp, hello, patches):
         found, cells = listed(lp, liar.pid)
         assert (found["agent"], found["patches"]) == ("no", [])
         assert found["error"]["symbol"] == "EPROTO"
-        assert cells[1:] == ["no: not an agent", "-"]
+        assert cells[1:] == ["no: not an agent of this livepatch", "-"]
     os.unlink(f"/tmp/livepatch-{os.geteuid()}/{liar.pid}.sock")
 
 

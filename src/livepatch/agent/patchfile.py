@@ -89,9 +89,10 @@ def forget_unloaded() -> None:
     loaded = {patch.name for patch in registry.loaded()}
     for name in files.keys() - loaded:
         del files[name]
-    fit = sys.modules.get("livepatch.archive.fit")
-    if fit is not None:
-        fit.forget_unloaded(loaded)
+    # Another thread may be just importing it; then no archive has been loaded.
+    forget = getattr(sys.modules.get("livepatch.archive.fit"), "forget_unloaded", None)
+    if forget is not None:
+        forget(loaded)
     for name, module in sys.modules.copy().items():
         if name.startswith(_MODULES) and getattr(module.__dict__.get("__livepatch__"), "name", None) not in loaded:
             del sys.modules[name]

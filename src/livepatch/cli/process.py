@@ -42,6 +42,10 @@ def run_command(command: tuple[str, ...]) -> int:
     raise AssertionError("execvpe returned")
 
 
+#: What stands in the way, in a few words, by error.
+_SHORT: dict[int | None, str] = {errno.EPROTO: "not an agent of this livepatch"}
+
+
 @click.command("ps")
 @json_option
 def ps_command() -> int:
@@ -80,19 +84,14 @@ def _looked_at(process: processes.Process) -> dict[str, Any] | None:
             with suppress(NotPrepared), Client(process.pid, timeout=_PATIENCE) as client:
                 patches = client.call("list", timeout=max(deadline - time.monotonic(), 0.001))
                 entry |= {"agent": "yes", "python": client.hello["python"], "patches": patches}
-                _row(entry)  # whatever it is that listens there must not keep us from listing the others
                 return entry
         return {**entry, "agent": "attachable", "ways": way.into(process)}
     except LivepatchError as error:
         if not processes.alive(process.pid):
             return None
-        short = error.short if isinstance(error, way.NoWay) else str(error)
+        short = error.short if isinstance(error, way.NoWay) else _SHORT.get(error.errno, str(error))
         refusal = {"short": short, **describe(error.errno or errno.EIO, str(error))}
         return {**entry, "agent": "no answer" if error.errno == errno.ETIMEDOUT else "no", "error": refusal}
-    except (TypeError, LookupError, AttributeError):
-        sentence = f"What listens in process {process.pid} gives no sensible answer."
-        refusal = {"short": "not an agent", **describe(errno.EPROTO, sentence)}
-        return {**entry, "agent": "no", "patches": [], "error": refusal}
 
 
 def _row(entry: dict[str, Any]) -> list[str]:

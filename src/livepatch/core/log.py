@@ -6,29 +6,52 @@ without the prefix, for whatever the application does with its logs.
 
 A record may be written while the registry's lock is held, never while the switch lock is: handlers are
 foreign code.
+
+`logging` is imported only when somebody sees a record: a program that does not have it has no handlers, and shows
+warnings and errors only. Importing it registers hooks of forks; of a fork that another thread has begun just then only
+the later half of them would run, and complain.
 """
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-#: Between INFO and WARNING, where the kernel has it.
-NOTICE = 25
-logging.addLevelName(NOTICE, "NOTICE")
+if TYPE_CHECKING:
+    import logging
 
-_logger = logging.getLogger("livepatch")
+#: The levels of `logging`; NOTICE is between INFO and WARNING, where the kernel has it.
+_DEBUG, NOTICE, _WARNING, _ERROR = 10, 25, 30, 40
+
 _ring: deque[str] = deque(maxlen=4096)
 
 #: Called with every line after it was written; the agent pushes it to whoever follows the log.
 listeners: list[Callable[[str], None]] = []
 
 
+def _logger(level: int) -> logging.Logger | None:
+    """Where a record of this level goes; None if nobody would see it."""
+    module = sys.modules.get("logging")
+    if module is None:
+        if level < _WARNING:
+            return None
+        import logging as module
+    if not hasattr(module, "getLogger"):  # another thread is just importing it, and may wait for a lock that we hold
+        return None
+    if module.getLevelName(NOTICE) != "NOTICE":
+        module.addLevelName(NOTICE, "NOTICE")
+    logger: logging.Logger = module.getLogger("livepatch")
+    return logger
+
+
 def _write(level: int, sentence: str) -> None:
     _ring.append("livepatch: " + sentence)
     try:
-        _logger.log(level, "%s", sentence)
+        logger = _logger(level)
+        if logger is not None:
+            logger.log(level, "%s", sentence)
         for listener in tuple(listeners):
             listener(sentence)
     except Exception:  # a broken handler of the application must not tear a transition apart
@@ -37,7 +60,7 @@ def _write(level: int, sentence: str) -> None:
 
 def debug(sentence: str) -> None:
     """Steps of a transition that an administrator need not see."""
-    _write(logging.DEBUG, sentence)
+    _write(_DEBUG, sentence)
 
 
 def notice(sentence: str) -> None:
@@ -47,12 +70,12 @@ def notice(sentence: str) -> None:
 
 def warning(sentence: str) -> None:
     """Something was refused or has a lasting consequence."""
-    _write(logging.WARNING, sentence)
+    _write(_WARNING, sentence)
 
 
 def error(sentence: str) -> None:
     """A patch does not fit."""
-    _write(logging.ERROR, sentence)
+    _write(_ERROR, sentence)
 
 
 def dmesg() -> list[str]:
