@@ -26,10 +26,11 @@ from tests.attach.filters import (
     instruction,
 )
 
-from livepatch.attach import bundle, seccomp
+from livepatch.attach import bundle, entry, seccomp
 from livepatch.attach.client import Client
 from livepatch.attach.files import files_for
-from livepatch.attach.processes import examine
+from livepatch.attach.processes import NoAccess, examine
+from livepatch.core import cpython
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or sys.platform != "linux",
@@ -302,12 +303,47 @@ def test_the_agent_needs_no_other_call_than_those_listed(tmp_path):
         process = examine(target.pid)
         with files_for(process) as files:
             files.write(files.bundle, bundle.agent(process))
-            files.write(f"{files.stem}.py", bundle.script(process, files).encode())
-            target.say(files.inside(f"{files.stem}.py"))
+            files.write(files.script, bundle.script(process, files).encode())
+            target.say(files.inside(files.script))
             eventually(lambda: os.path.exists(f"/tmp/livepatch-{os.geteuid()}/{target.pid}.sock"))
             with Client(target.pid) as client:
                 assert client.send_file("load", patch)["enabled"]
                 assert client.call("tasks")
                 target.say("?")
                 assert target.hear() == "new"
-                files.remove(f"{files.stem}.py")
+
+
+# -- attaches ------------------------------------------------------------------------------------------
+
+
+def test_an_attach_passes_the_filter_of_a_container(root):
+    with confined(CONTAINER, afterwards="say('alive', hear())") as target:
+        entry.attach(target.pid, timeout=30).close()
+        target.say("and well")
+        assert target.hear() == "alive and well"
+
+
+@pytest.mark.parametrize("number", [15, 41], ids=["rt_sigreturn", "socket"])
+def test_an_attach_that_would_kill_is_refused_and_nothing_is_left(root, number):
+    with confined(assemble([(number, KILL)]), afterwards="say('alive', hear())") as target:
+        with pytest.raises(NoAccess, match="would kill it for"):
+            entry.attach(target.pid, method="pending_call")
+        target.say("and well")
+        assert target.hear() == "alive and well"
+        folder = Path(f"/tmp/livepatch-{os.geteuid()}")
+        assert not list(folder.glob(f"{target.pid}.*"))
+
+
+def test_code_that_may_not_be_brought_in_does_not_keep_the_interpreter_from_being_asked(root):
+    """systemd's MemoryDenyWriteExecute, where there is remote_exec."""
+    with confined(assemble([(10, errno_of(1), 2, 4, 4)]), afterwards=SLEEPS) as target:
+        if cpython.REMOTE_EXEC:
+            entry.attach(target.pid, timeout=30).close()
+        else:
+            with pytest.raises(NoAccess, match="does not allow mprotect"):
+                entry.attach(target.pid)
+
+
+SLEEPS = """import time
+    while True: time.sleep(0.01)
+"""

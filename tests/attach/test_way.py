@@ -19,9 +19,10 @@ import pytest
 from tests.agent.targets import Target, eventually
 from tests.attach.test_processes import as_nobody
 
-from livepatch.attach import processes, way
+from livepatch.attach import entry, processes, way
 from livepatch.attach.way import NoWay
 from livepatch.core import cpython
+from livepatch.core.model import LivepatchError
 
 OURS = ".".join(map(str, cpython.VERSION))
 AUTO = ("remote_exec", "pending_call") if cpython.REMOTE_EXEC else ("pending_call",)
@@ -395,11 +396,13 @@ def test_one_that_somebody_traces(sleeper):
 
 
 @needs_processor
-def test_another_attach_is_no_tracer(sleeper):
-    """Both are about to get the same agent."""
-    arguments = (str(sleeper.pid), "0", "livepatch-attach", "x")
+@pytest.mark.parametrize("interrupt", ["0", "1"])
+def test_another_attach_is_no_tracer(sleeper, interrupt):
+    """Both are about to get the same agent. It may have stopped the process at this very instant."""
+    arguments = (str(sleeper.pid), interrupt, "livepatch-attach", "x")
     with Target(TRACER.replace("sys.argv[1:]", "sys.argv[1:3]"), arguments=arguments) as tracer:
         tracer.hear()
+        eventually(lambda: processes.status(sleeper.pid)["State"].startswith("t" if interrupt == "1" else "S"))
         assert into(sleeper.pid) == AUTO
 
 
@@ -413,30 +416,35 @@ def test_one_that_a_tracer_has_stopped(sleeper):
 
 
 @needs_processor
-@pytest.mark.parametrize("how", ["blocks", "ignores"])
-def test_sigtrap(pretender, how):
-    """A breakpoint is needed from 3.13 on."""
-
-    def start(name):
-        if how == "ignores":
-            previous = signal.signal(signal.SIGTRAP, signal.SIG_IGN)
-            try:
-                return pretender(name)
-            finally:
-                signal.signal(signal.SIGTRAP, previous)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTRAP])
-        try:
-            return pretender(name)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTRAP])
-
-    pid = start("python3.13")
-    assert refused(pid) == (
-        "SIGTRAP",
-        f"Process {pid} {how} the signal SIGTRAP, so that a breakpoint could end it; {PREPARE}",
-    )
-    assert into(start("python3.12")) == ("pending_call",)
-    assert into(start("python3.14")) == ("remote_exec",)
+@pytest.mark.parametrize("how", ["signal.pthread_sigmask(signal.SIG_BLOCK, [5])", "signal.signal(5, signal.SIG_IGN)"])
+def test_sigtrap(how):
+    """Without it there is no breakpoint, which only a busy 3.13 needs. It lives on, and may be tried again."""
+    script = f"""
+        import signal, time
+        {how}
+        busy = True
+        def wait():
+            global busy
+            hear()
+            busy = False
+        threading.Thread(target=wait).start()
+        say("ready")
+        while busy: pass
+        say("idle")
+        while True: time.sleep(0.01)
+    """
+    with Target(script, command=[getattr(sys, "_base_executable", sys.executable)]) as target:
+        target.hear()
+        before = [processes.status(target.pid)[field] for field in ("SigBlk", "SigIgn", "SigCgt")]
+        if cpython.VERSION == (3, 13):
+            with pytest.raises(
+                LivepatchError, match=r"it blocks or ignores SIGTRAP.*; try again when it waits for some"
+            ):
+                entry.attach(target.pid)
+            target.say()
+            assert target.hear() == "idle"
+        entry.attach(target.pid, timeout=30).close()
+        assert [processes.status(target.pid)[field] for field in ("SigBlk", "SigIgn", "SigCgt")] == before
 
 
 FILTER = """

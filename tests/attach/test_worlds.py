@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 from tests.agent.targets import Line, Target
@@ -214,5 +216,21 @@ def test_a_virtual_environment_without_livepatch(tmp_path):
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     with Target(SCRIPT, command=[str(tmp_path / "venv" / "bin" / "python")]) as target:
         target.hear()
+        with entry.attach(target.pid, timeout=30) as client:
+            assert client.hello["pid"] == target.pid
+
+
+@pytest.mark.skipif(
+    "/libpython" not in Path("/proc/self/maps").read_text(), reason="this Python was built without a shared library"
+)
+def test_the_library_that_runs_is_gone(tmp_path):
+    copy, env = copy_of_python(tmp_path)
+    library = tmp_path / sysconfig.get_config_var("INSTSONAME")
+    shutil.copy2(os.path.join(sysconfig.get_config_var("LIBDIR"), library.name), library)
+    with Target(SCRIPT, command=[str(copy)], env={**env, "LD_LIBRARY_PATH": str(tmp_path)}) as target:
+        target.hear()
+        assert f"{library}\n" in Path(f"/proc/{target.pid}/maps").read_text()
+        library.unlink()
+        copy.unlink()
         with entry.attach(target.pid, timeout=30) as client:
             assert client.hello["pid"] == target.pid

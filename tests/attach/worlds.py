@@ -16,7 +16,7 @@ from tests.agent.targets import Target
 
 #: The interpreter outside of any virtual environment, which has no livepatch, and its folder.
 PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-PREFIX = sys.base_prefix
+PREFIX = os.path.realpath(sys.base_prefix)
 
 #: Makes the namespaces, says which pid the target has outside of them, and becomes the target.
 _LAUNCHER = """
@@ -28,6 +28,7 @@ if libc.unshare(0x20000):
 subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 if world["prefix"] != "/usr":
     subprocess.run(["mount", "--bind", world["prefix"], "/mnt"], check=True)
+    os.environ["LD_LIBRARY_PATH"] = "/mnt/lib"  # of one that was built with a shared library
 made, go, on = os.pipe(), os.pipe(), os.pipe()
 child = os.fork()
 if child:

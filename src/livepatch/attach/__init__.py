@@ -1,6 +1,6 @@
 """How the agent gets into a process, and how an administrator then talks to it.
 
-`processes` looks at a process from outside without touching it, `client` speaks to an agent, `prepare`
-starts a command so that every Python in it has one, and `remote` brings one into a process that was not
-prepared.
+`processes` looks at a process from outside without touching it, `client` speaks to an agent, and `prepare`
+starts a command so that every Python in it has one. `entry` brings one into a process that was not
+prepared, by the ways that `way` knows: `remote` and `injector`, whose other end is `helper`.
 """

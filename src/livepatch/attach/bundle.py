@@ -87,10 +87,8 @@ def _sources(package: Path) -> list[Path]:
 
 
 def script(process: Process, files: Files) -> str:
-    return _SCRIPT.format(
-        pid=process.inner_pid, bundle=files.inside(files.bundle), failure=files.inside(f"{files.stem}.failed")
-    )
+    return _SCRIPT.format(pid=process.inner_pid, bundle=files.inside(files.bundle), failure=files.inside(files.failure))
 
 
-def request(files: Files, request: str, script: str) -> str:
-    return _REQUEST.format(request=files.inside(request), script=files.inside(script))
+def request(files: Files) -> str:
+    return _REQUEST.format(request=files.inside(files.request), script=files.inside(files.script))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from livepatch.core.model import LivepatchError
@@ -65,25 +64,30 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-    ways = way.into(process, method)
-    calls = seccomp.AGENT if ways == (way.REMOTE_EXEC,) else (*seccomp.CODE, *seccomp.AGENT)
-    if refusal := seccomp.examine(pid, calls):
-        raise NoAccess(errno.EPERM, refusal)
+    ways = _through_filters(pid, way.into(process, method))
     try:
-        with _alone(process, timeout), files_for(process) as files, ExitStack() as stack:
+        with _alone(process, timeout), files_for(process) as files:
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
-            script = f"{files.stem}.py"
             files.write(files.bundle, bundle.agent(process))
-            files.write(script, bundle.script(process, files).encode())
-            remotely = way.REMOTE_EXEC in ways and _ask(process, files, script, way.PENDING_CALL not in ways)
-            mode = RUN if not remotely else HELP if way.PENDING_CALL in ways else WAKE
-            inject = partial(Injector, process, files.inside(script), timeout, mode=mode)
-            return _await_agent(process, files, timeout, stack, inject, _AWAKE if remotely else 0.0)
+            files.write(files.script, bundle.script(process, files).encode())
+            return _await_agent(process, files, ways, timeout)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
+
+
+def _through_filters(pid: int, ways: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the ways that the process's system call filters leave. Raises NoAccess if that is none."""
+    refusal = seccomp.examine(pid, seccomp.AGENT)
+    if not refusal and way.PENDING_CALL in ways:
+        refusal = seccomp.examine(pid, seccomp.CODE)
+        if refusal and way.REMOTE_EXEC in ways:
+            return (way.REMOTE_EXEC,)
+    if refusal:
+        raise NoAccess(errno.EPERM, refusal)
+    return ways
 
 
 @contextmanager
@@ -104,44 +108,47 @@ def _alone(process: Process, timeout: float) -> Iterator[None]:
         yield
 
 
-def _ask(process: Process, files: Files, script: str, only_way: bool) -> bool:
+def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
+    asked = way.REMOTE_EXEC in ways and _ask(process, files, way.PENDING_CALL not in ways)
+    mode = RUN if not asked else HELP if way.PENDING_CALL in ways else WAKE
+    injector: Injector | None = None
+    refusal: LivepatchError | None = None
+    began = time.monotonic()
+    with ExitStack() as stack:
+        while True:
+            left = began + timeout - time.monotonic()
+            if left <= 0:
+                files.remove(files.script)  # and look once more: it may have been read just before
+            if injector is None and (not asked or left < timeout - _AWAKE):
+                injector = stack.enter_context(Injector(process, files.inside(files.script), timeout, mode=mode))
+            with suppress(NotPrepared):
+                return Client(process.pid, timeout=max(left, 1.0))
+            failure = files.read(files.failure)
+            if failure is not None:
+                raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+            try:
+                if injector is not None and refusal is None:
+                    injector.done()
+            except LivepatchError as error:
+                if not asked:
+                    raise
+                refusal = error  # the interpreter was asked, too, and may still come by
+            if left <= 0:
+                raise refusal or LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
+            time.sleep(0.01)
+
+
+def _ask(process: Process, files: Files, only_way: bool) -> bool:
     """Whether the interpreter could be asked to run the script. Raises LivepatchError if that is the only way."""
-    request = files.request
-    files.write(request, bundle.request(files, request, script).encode())
+    files.write(files.request, bundle.request(files).encode())
     try:
-        remote.request(process, files.inside(request))
+        remote.request(process, files.inside(files.request))
     except BaseException as error:
-        files.remove(request)
+        files.remove(files.request)
         if only_way or not isinstance(error, LivepatchError):
             raise
         return False
     return True
-
-
-def _await_agent(
-    process: Process, files: Files, timeout: float, stack: ExitStack, inject: Callable[[], Injector], patience: float
-) -> Client:
-    injector: Injector | None = None
-    began = time.monotonic()
-    while True:
-        waited = time.monotonic() - began
-        late = waited >= timeout
-        if late:
-            files.remove(f"{files.stem}.py")  # and look once more: it may have been read just before
-        if injector is None and waited >= patience:
-            injector = stack.enter_context(inject())
-        try:
-            return Client(process.pid, timeout=max(1.0, timeout - waited))
-        except NotPrepared:
-            pass
-        failure = files.read(f"{files.stem}.failed")
-        if failure is not None:
-            raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
-        if injector is not None:
-            injector.done()
-        if late:
-            raise LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
-        time.sleep(0.01)
 
 
 def _blocked(process: Process, timeout: float) -> str:

@@ -26,9 +26,11 @@ class Files:
     """Our files in the target's socket directories, by name; each is put into the first of them that takes it."""
 
     def __init__(self, process: Process) -> None:
-        self.stem = f"{process.inner_pid}.{secrets.token_hex(4)}"
-        self.bundle = f"{self.stem}.agent"
-        self.request = f"{self.stem}.request.py"
+        stem = f"{process.inner_pid}.{secrets.token_hex(4)}"
+        self.bundle = f"{stem}.agent"
+        self.script = f"{stem}.py"
+        self.request = f"{stem}.request.py"
+        self.failure = f"{stem}.failed"
         self._process = process
         self._user = owner(process.pid)
         self._uid = process.inner_owner[0]
@@ -124,8 +126,8 @@ def files_for(process: Process) -> Iterator[Files]:
     try:
         yield files
     finally:
-        for suffix in ("agent", "failed", "py"):
-            files.remove(f"{files.stem}.{suffix}")
+        for name in (files.script, files.bundle, files.failure):
+            files.remove(name)
         if not alive(process.pid):
             files.remove(files.request)  # else it takes itself away, see bundle.py
         files.close()

@@ -6,8 +6,8 @@ on the processors of `PROCESSORS`). `entry` takes them in the order given here.
 
 All of this is read from `/proc`: nothing is touched, so `livepatch ps` can ask it of every process, and an attach can
 before it writes any file. It may be out of date a moment later. So it is a courtesy, not a protection: whoever acts on
-it still meets the kernel's own refusals, and what cannot be seen from outside (an interpreter that is just starting or
-ending, no free debug register).
+it still meets the kernel's own refusals, and what cannot be seen from outside or changes all the time: an interpreter
+that is just starting or ending, or one that is busy when a breakpoint is needed and there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 
@@ -144,7 +143,7 @@ def _require_running(process: Process, fields: dict[str, str]) -> None:
         raise NoWay(
             errno.EAGAIN, "stopped", f"Process {pid} is stopped; let it go on with `kill -CONT {pid}` and try again."
         )
-    if state == "t":
+    if state == "t" and not _is_ours(fields):
         raise NoWay(
             errno.EAGAIN,
             "stopped",
@@ -180,21 +179,12 @@ def _require_pending_call(process: Process, fields: dict[str, str]) -> None:
         raise refuse(errno.ENOEXEC, "musl", "has the C library musl, for which livepatch knows no way in")
     if "shstk" in fields.get("x86_Thread_features", ""):
         raise refuse(errno.ENOEXEC, "shadow stack", "has shadow stacks (CET), which let no call be put in between")
-    if fields["TracerPid"] != "0" and not _is_ours(int(fields["TracerPid"])):
+    if fields["TracerPid"] != "0" and not _is_ours(fields):
         raise refuse(
             errno.EBUSY,
             "traced",
             f"is traced by {_tracer(fields)}, and the kernel allows only one tracer: end that and try again",
         )
-    # From 3.13 on a breakpoint may be needed, for which the kernel would change how the process treats its signal.
-    trap = 1 << (signal.SIGTRAP - 1)
-    for field, verb in (("SigBlk", "blocks"), ("SigIgn", "ignores")):
-        if process.version >= (3, 13) and int(fields[field], 16) & trap:
-            raise refuse(
-                errno.EOPNOTSUPP,
-                "SIGTRAP",
-                f"{verb} the signal SIGTRAP, so that a breakpoint could end it",
-            )
 
 
 _REQUIREMENTS: dict[str, Callable[[Process, dict[str, str]], None]] = {
@@ -237,13 +227,13 @@ def _tracer(fields: dict[str, str]) -> str:
         return "another process"
 
 
-def _is_ours(tracer: int) -> bool:
+def _is_ours(fields: dict[str, str]) -> bool:
     """Another attach is at work there: its agent will do for both."""
     try:
-        with open(f"/proc/{tracer}/cmdline", "rb") as file:
+        with open(f"/proc/{fields['TracerPid']}/cmdline", "rb") as file:
             return _HELPER.search(file.read()) is not None
-    except OSError:
-        return False
+    except OSError:  # it is gone, and traces no more
+        return True
 
 
 def _built_for(process: Process) -> tuple[int, str]:
