@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
 
 from tests.attach.victims import PLAIN, VICTIMS, Running
 
@@ -59,7 +59,7 @@ class Attempt:
 def _here(method: str) -> Way:
     def attach(running: Running) -> str:
         try:
-            entry.attach(running.pid, timeout=TIMEOUT, **_chosen(method)).close()
+            entry.attach(running.pid, timeout=TIMEOUT, method=method).close()
         except LivepatchError as error:
             return str(error)
         return ""
@@ -67,15 +67,11 @@ def _here(method: str) -> Way:
     return attach
 
 
-def _chosen(method: str) -> dict[str, Any]:
-    return {} if method == "auto" else {"method": method}
-
-
 def _whole(method: str) -> Way:
     """The command as a person at a shell has it."""
 
     def attach(running: Running) -> str:
-        command = livepatch("attach", *(() if method == "auto" else ("--method", method)), running.pid)
+        command = livepatch("attach", "--method", method, running.pid)
         done = subprocess.run(command, capture_output=True, text=True)
         return f"status {done.returncode}: {done.stderr.strip()}" if done.returncode else ""
 
@@ -139,17 +135,16 @@ def main() -> int:
         prog="./run attach-stress", description="Attach to programs that check themselves."
     )
     parser.add_argument("victims", nargs="*", metavar="VICTIM", help=f"which ones: {', '.join(VICTIMS)}; without, all")
-    parser.add_argument("--attaches", type=int, default=500, metavar="N", help="how many, over all victims (500)")
+    parser.add_argument("--attaches", type=int, metavar="N", help="how many, over all victims (500; of kills 200)")
     parser.add_argument("--method", default="auto", help="the way in: auto, remote_exec, pending_call")
     parser.add_argument(
         "--whole", action="store_true", help="by the command line, as a process, not from within Python"
     )
     parser.add_argument("--target", metavar="PYTHON", help="the interpreter of the victims, if it is another one")
-    parser.add_argument(
-        "--kill", choices=kills.KILLS, help="end one of the participants at a random instant, 200 times"
-    )
+    parser.add_argument("--kill", choices=kills.KILLS, help="end one of the participants at a random instant")
     parser.add_argument("--beside", type=int, default=0, metavar="N", help="other injectors, too, N attempts each")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *what: sys.exit(143))  # so that no victim is left
     for name in options.victims:
         if name not in VICTIMS:
             parser.error(f"there is no victim '{name}'; choose from {', '.join(VICTIMS)}")
@@ -158,12 +153,12 @@ def main() -> int:
     version = subprocess.run([*command, "-VV"], capture_output=True, text=True, check=True).stdout.split(" (")[0]
     title = f"{version}, {platform.machine()}, {_AT_ONCE} at a time"
     if options.kill:
-        return kills.kill(options.kill, names, command, title)
+        return kills.kill(options.kill, options.attaches or 200, names, command, title)
 
     method = options.method
     ways = {}
     for what, way in {"livepatch": (_whole if options.whole else _here)(method)}.items():
-        chosen = islice(cycle(names), max(options.attaches, len(names)))
+        chosen = islice(cycle(names), max(options.attaches or 500, len(names)))
         ways[what] = _attempts(what, way, chosen, command, 60.0)
     if options.beside:
         for what, other in injectors.others(command).items():

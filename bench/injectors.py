@@ -6,7 +6,9 @@ documentation says, from the command line.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ _ENVIRONMENT = Path(".cache") / "injectors"
 _PACKAGES = ("hypno", "pyrasite")
 
 #: Seconds until the line must have run.
-_PATIENCE = 5.0
+_PATIENCE = 15.0
 
 _REMOTE_EXEC = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
 
@@ -60,13 +62,20 @@ def _way(command: Callable[[str, Path], list[str]]) -> Callable[[Running], str]:
         proof, file = (Path(folder.name) / f"{running.pid}.{what}" for what in ("proof", "py"))
         file.write_text(f"open({str(proof)!r}, 'w').close()")
         deadline = time.monotonic() + _PATIENCE
-        try:
-            done = subprocess.run(
-                command(str(running.pid), file), capture_output=True, text=True, errors="replace", timeout=_PATIENCE
-            )
-            said = (done.stderr.strip().splitlines() or [f"status {done.returncode}, the line did not run"])[-1]
-        except subprocess.TimeoutExpired:
-            said = "it does not end"
+        with subprocess.Popen(
+            command(str(running.pid), file),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as injector:
+            try:
+                _, errors = injector.communicate(timeout=_PATIENCE)
+                said = (errors.strip().splitlines() or [f"status {injector.returncode}, the line did not run"])[-1]
+            except subprocess.TimeoutExpired:
+                os.killpg(injector.pid, signal.SIGKILL)  # the debugger that it has started, too
+                said = "it does not end"
         while not proof.exists():
             if time.monotonic() > deadline:
                 return said

@@ -35,7 +35,6 @@ from .command import livepatch
 
 KILLS = ("command", "helper", "target", "disk")
 
-_WANTED = 200
 _AT_ONCE = 2
 
 #: Seconds until the command must have ended, whatever happened: its own limit, and that of a busy machine.
@@ -86,7 +85,7 @@ class _Command:
         return f"status {status}" if status <= 0 else f"status {status}: {errors.strip()}"
 
 
-def kill(what: str, names: Sequence[str], target: Sequence[str], title: str) -> int:
+def kill(what: str, wanted: int, names: Sequence[str], target: Sequence[str], title: str) -> int:
     """Until so many kills came in time. 0 if nothing is wrong after any of them."""
     if what == "disk":
         target = ("unshare", "--mount", "sh", "-c", _SMALL_DISK, "sh", *target)
@@ -95,8 +94,8 @@ def kill(what: str, names: Sequence[str], target: Sequence[str], title: str) -> 
         span = statistics.median(pool.map(lambda name: _undisturbed(what, name, target), islice(cycle(names), 6)))
         print(f"kills are spread over {1000 * span:.0f} ms", file=sys.stderr, flush=True)
         victims = cycle(names)
-        while sum(outcome.in_time for outcome in found) < _WANTED and len(found) < 4 * _WANTED:
-            missing = _WANTED - sum(outcome.in_time for outcome in found)
+        while sum(outcome.in_time for outcome in found) < wanted and len(found) < 4 * wanted:
+            missing = wanted - sum(outcome.in_time for outcome in found)
             futures = [pool.submit(_one, what, name, target, span) for name in islice(victims, missing)]
             try:
                 for future in as_completed(futures):
@@ -112,7 +111,7 @@ def kill(what: str, names: Sequence[str], target: Sequence[str], title: str) -> 
     for said, count in Counter(_without_numbers(outcome.said) for outcome in counted).most_common():
         print(f"  {count:4} times the command ended with {said}")
     print(f"  {len(bad)} of {len(found)} went wrong")
-    return int(bool(bad) or len(counted) < _WANTED)
+    return int(bool(bad) or len(counted) < wanted)
 
 
 def _undisturbed(what: str, name: str, target: Sequence[str]) -> float:

@@ -223,6 +223,15 @@ def test_a_fork_meanwhile_does_not_inherit_import_locks():
         assert target.hear() == "7"
 
 
+def test_a_script_that_is_run_twice_is_one_arrival(monkeypatch):
+    """As when the interpreter was asked to, and the main thread was made to do it as well."""
+    once = bundle._SCRIPT
+    monkeypatch.setattr(bundle, "_SCRIPT", once + once)
+    with running(LOOP) as target:
+        attached(target)
+        assert target.hear() == "True"
+
+
 def test_a_fork_waits_only_so_long_and_its_child_is_rid_of_us():
     does = (
         "if sys.getswitchinterval() != 0.005 or [f for f in sys.meta_path if type(f).__name__ == 'Finder']: os._exit(1)"
@@ -372,7 +381,7 @@ def lent(tmp_path, monkeypatch, process, *, mode=0o755):
     path = tmp_path / "python3.99"
     path.write_text("#!/bin/sh\nid -u\n")
     path.chmod(mode)
-    monkeypatch.setattr(compiled.remote, "interpreter", lambda process: ([str(path)], {}))
+    monkeypatch.setattr(compiled.beside, "interpreter", lambda process: ([str(path)], {}))
     fields = {**process.__dict__, "python": "3.99", "executable": str(path)}
     return type(process)(**fields)
 

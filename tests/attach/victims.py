@@ -34,7 +34,8 @@ PLAIN = (getattr(sys, "_base_executable", sys.executable),)
 #: Seconds that anything may take before it counts as hung: the machine may be busy.
 PATIENCE = 60.0
 
-_STOP, _PROGRESS = 0, 1
+_LEFT = "executable memory of no file"
+_STOP, _PROGRESS, _END = 0, 1, 2
 
 #: What every victim begins with.
 _PRELUDE = """\
@@ -57,8 +58,10 @@ def slept(seconds, since):
 def ended():    # the other side has said so
     return not sys.stdin.buffer.read(1)
 """
+#: When its main thread runs again, what an attach has put into it must go, and can be seen to go.
 _EPILOGUE = """
 print("; ".join(wrong) or "right", flush=True)
+while not shared[2]: time.sleep(0.001)
 """
 
 
@@ -480,13 +483,9 @@ class Running:
 
     def harm(self) -> list[str]:
         """What is not as it was before, as far as that can be seen while it runs."""
-        if not self._eventually(lambda: _outside(self.pid) == self._before):
-            after = _outside(self.pid)
-            return [
-                f"{what}: {after.get(what)!r}, was {was!r}"
-                for what, was in self._before.items()
-                if after.get(what) != was
-            ]
+        # A main thread that is blocked may have been left a note, in memory that goes when it wakes up.
+        if changed := self._changed(set(self._before) - {_LEFT}):
+            return changed
         start = self._shared[_PROGRESS]
         if self._victim.moves and not self._eventually(
             lambda: self._shared[_PROGRESS] > start or self.process.poll() is not None
@@ -503,12 +502,23 @@ class Running:
         said = self._hear()
         if said != "right":
             return [f"{said or 'it says nothing'} {self._errors()}".strip()]
+        left = self._changed({_LEFT})
+        self._shared[_END] = 1
         try:
             status = self.process.wait(self._patience)
         except subprocess.TimeoutExpired:
             return ["it does not end"]
         errors = self._errors()
-        return [f"it ended with {status}, saying {errors!r}"] if status or errors else []
+        return left + ([f"it ended with {status}, saying {errors!r}"] if status or errors else [])
+
+    def _changed(self, aspects: set[str]) -> list[str]:
+        """What does not look as it did before, and does not come to."""
+
+        def found() -> list[str]:
+            now, was = _outside(self.pid), self._before
+            return [f"{what}: {now.get(what)!r}, was {was[what]!r}" for what in aspects if now.get(what) != was[what]]
+
+        return [] if self._eventually(lambda: not found()) else found()
 
     def _at_rest(self) -> dict[str, object]:
         """What it is like apart from the moments in which a call of its own changes that: what is seen most often."""
@@ -570,7 +580,7 @@ def _outside(pid: int) -> dict[str, object]:
         "trap pending": bool((int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)) & trap),
         # Without those two that the C library keeps to itself, and sets up when it makes the first thread.
         **{what: f"{int(status[what], 16) & ~(3 << 31):x}" for what in ("SigBlk", "SigIgn", "SigCgt")},
-        "executable memory of no file": len(re.findall(r"^\S+ ..x. \S+ \S+ 0 *$", maps, re.MULTILINE)),
+        _LEFT: len(re.findall(r"^\S+ ..x. \S+ \S+ 0 *$", maps, re.MULTILINE)),
         "our files mapped": sorted(set(re.findall(r"\S*/livepatch-\d+/.*", maps))),
         "our files open": sorted(name for name in files if "/livepatch-" in name),
         "zombies": sum(_state(child) == "Z" for child in children),

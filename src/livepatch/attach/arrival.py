@@ -10,7 +10,8 @@ the lock for a switch interval, which is 5 ms. Dozens of modules from a zip take
 - A fork must not happen meanwhile: the child would inherit import locks whose owner does not exist there, also of
   modules of the standard library, and wait for ever when it imports one. So a fork waits, up to a limit.
 
-Then the agent has its own ways with all that; of this here there remains one function that each fork calls.
+Then the agent has its own ways with all that; of this here there remain functions that each fork calls and that do
+nothing.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ _SWITCH_INTERVAL = 101e-6
 #: Seconds that a fork waits at most: it may itself hold a lock that our imports wait for.
 _FORK_PATIENCE = 2.0
 
+#: These have the fork take locks, which our imports may want: who waits for us has to do it before that. What is
+#: registered last is called first.
+_FORK_HOOKS = ("core/__init__.py", "agent/__init__.py")
+
 
 class Finder:
     """Finds and loads what is in the bundle: code or source code, by its file's path below the package."""
 
-    def __init__(self, modules: dict[str, CodeType | bytes]) -> None:
+    def __init__(self, modules: dict[str, CodeType | bytes], hold_forks_up: Callable[[], None]) -> None:
         self.modules = modules
+        self._hold_forks_up = hold_forks_up
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         package, _, below = name.partition(".")
@@ -57,6 +63,8 @@ class Finder:
         file = str(module.__file__)
         code = self.modules[file.removeprefix(_ROOT)]
         exec(compile(code, file, "exec", dont_inherit=True) if isinstance(code, bytes) else code, module.__dict__)
+        if file.removeprefix(_ROOT) in _FORK_HOOKS:
+            self._hold_forks_up()
 
     def brought(self, name: str) -> bool:
         """Whether this module is there and came from here: the program may have a livepatch of its own."""
@@ -74,13 +82,25 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
 
     `threads` is the interpreter's own `_thread`, whatever the program has made of the usual one.
     """
-    finder = Finder(modules)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     short = sys.getswitchinterval()  # it is rounded
     under_way = threads.allocate_lock()
     under_way.acquire()
     this_thread = threads.get_ident()
+    arriving = [True]
+
+    def before_fork() -> None:
+        if arriving and threads.get_ident() != this_thread and under_way.acquire(timeout=_FORK_PATIENCE):
+            under_way.release()
+
+    def in_child() -> None:
+        if arriving:
+            arriving.clear()
+            take_back()
+
+    def hold_forks_up() -> None:
+        os.register_at_fork(before=before_fork, after_in_child=in_child)
 
     def take_back() -> None:
         if sys.getswitchinterval() == short:
@@ -88,7 +108,8 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
 
-    leave = _hold_forks_up(under_way, take_back, lambda: threads.get_ident() == this_thread)
+    finder = Finder(modules, hold_forks_up)
+    hold_forks_up()
     try:
         sys.meta_path.append(finder)
         try:
@@ -106,25 +127,5 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
         modules.clear()
     finally:
         take_back()
-        leave()
-
-
-def _hold_forks_up(under_way: Any, take_back: Callable[[], None], ours: Callable[[], bool]) -> Callable[[], None]:
-    """Forks wait until what is returned releases the lock; the child of one that waited too long takes back."""
-    held = [True]
-
-    def before() -> None:
-        if held and not ours() and under_way.acquire(timeout=_FORK_PATIENCE):
-            under_way.release()
-
-    def in_child() -> None:
-        if held:
-            held.clear()
-            take_back()
-
-    def leave() -> None:
-        held.clear()
+        arriving.clear()
         under_way.release()
-
-    os.register_at_fork(before=before, after_in_child=in_child)
-    return leave

@@ -35,7 +35,12 @@ def livepatch_attach():
         try:
             import marshal
             from _frozen_importlib_external import MAGIC_NUMBER
-            with open({bundle!r}, "rb") as file:
+            try:
+                file = open({bundle!r}, "rb")
+                os.unlink({bundle!r})
+            except FileNotFoundError:
+                return  # two ways in were tried, and the other has it; or nobody waits for us any more
+            with file:
                 sources, magic, modules = marshal.loads(file.read())
             modules = marshal.loads(modules) if magic == MAGIC_NUMBER else sources
             names = {{"__name__": "livepatch.attach.arrival"}}
@@ -43,9 +48,8 @@ def livepatch_attach():
             names["arrive"](modules, threads)
         except BaseException as error:
             try:
-                if os.path.exists({bundle!r}):  # else nobody waits for us any more
-                    with open({failure!r}, "w") as file:
-                        file.write(str(error) or type(error).__name__)
+                with open({failure!r}, "r+") as file:  # made for us, as long as somebody waits
+                    file.write(str(error) or type(error).__name__)
             except OSError:
                 pass
     threads.start_new_thread(start, ())

@@ -69,6 +69,7 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         with _alone(process, timeout), files_for(process) as files:
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
+            files.write(files.failure, b"")
             files.write(files.bundle, bundle.agent(process))
             files.write(files.script, bundle.script(process, files).encode())
             return _await_agent(process, files, ways, timeout)
@@ -124,7 +125,7 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
             with suppress(NotPrepared):
                 return Client(process.pid, timeout=max(left, 1.0))
             failure = files.read(files.failure)
-            if failure is not None:
+            if failure:
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
             try:
                 if injector is not None and refusal is None:
