@@ -125,7 +125,7 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
             with suppress(NotPrepared):
                 return Client(process.pid, timeout=max(left, 1.0))
             failure = files.read(files.failure)
-            if failure is not None:
+            if failure:
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
             try:
                 if injector is not None and refusal is None:
