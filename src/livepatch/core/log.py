@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import logging
@@ -33,7 +33,7 @@ listeners: list[Callable[[str], None]] = []
 
 def _logger(level: int) -> logging.Logger | None:
     """Where a record of this level goes; None if nobody would see it."""
-    module = sys.modules.get("logging")
+    module: Any = sys.modules.get("logging")
     if module is None:
         if level < _WARNING:
             return None
