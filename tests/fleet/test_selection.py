@@ -12,6 +12,8 @@ from tests.agent.targets import Target, eventually
 from livepatch.attach.processes import NoAccess, command_of
 from livepatch.fleet.selection import Selection
 
+pytestmark = pytest.mark.once
+
 TREE = f"""
     import os, subprocess
     from multiprocessing import resource_tracker

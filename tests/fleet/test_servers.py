@@ -132,6 +132,7 @@ def serving(name: str, request: pytest.FixtureRequest, *, stubborn: bool = False
     assert "Traceback" not in server.complaints or stubborn
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name", [name if name == "gunicorn" else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
 )

@@ -11,6 +11,8 @@ import pytest
 from tests.agent.targets import PATIENCE, Target, eventually
 from tests.fleet.conftest import answers, occupy, pids, states
 
+pytestmark = pytest.mark.once
+
 START = "from livepatch.cli import main; main()"
 
 

@@ -14,6 +14,8 @@ from tests.install.test_start import install
 
 from livepatch.attach import prepare
 
+pytestmark = pytest.mark.once
+
 APP = """
 import os, shop
 def app(environ, start_response):

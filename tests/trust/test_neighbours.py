@@ -15,7 +15,10 @@ from tests.trust.kit import ON_THIS_MACHINE, asked, is_root
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.core.model import LivepatchError
 
-pytestmark = pytest.mark.skipif(not is_root(), reason="other users are NOT TESTED: that needs root")
+pytestmark = [
+    pytest.mark.skipif(not is_root(), reason="other users are NOT TESTED: that needs root"),
+    pytest.mark.once,
+]
 
 BECOMES = """
     import os, socket, livepatch.agent.methods, livepatch.archive.fit, livepatch.archive.openssh

@@ -9,7 +9,7 @@ from livepatch.archive.versions import is_older
 from livepatch.attach.client import Client
 from livepatch.build import from_step, steps
 
-pytestmark = needs_ssh
+pytestmark = [needs_ssh, pytest.mark.once]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.trust.kit import NEW, ON_THIS_MACHINE, asked, is_root, needs_ssh
 from livepatch.archive import format, policy, seal
 from livepatch.core.model import LivepatchError
 
-pytestmark = needs_ssh
+pytestmark = [needs_ssh, pytest.mark.once]
 
 
 @pytest.fixture

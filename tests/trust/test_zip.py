@@ -12,6 +12,8 @@ from tests.archive.test_format import ARCHIVE, DATA, members, refusal
 from livepatch.archive import format, seal
 from livepatch.core.model import LivepatchError
 
+pytestmark = pytest.mark.once
+
 SIGNED = seal.with_signature(DATA, b"a signature")
 EVIL = b"import os\n"
 
