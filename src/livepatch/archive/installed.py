@@ -37,8 +37,6 @@ def folders() -> list[str]:
 
 def files(folder: str) -> Iterator[File]:
     """The installed files in a folder, in order; one whose content is not to be believed has a `problem`."""
-    from livepatch.archive.format import FILE_LIMIT
-
     try:
         opened = owned.open_folder(folder)
     except LivepatchError as error:
@@ -51,10 +49,12 @@ def files(folder: str) -> Iterator[File]:
             if name.endswith(SUFFIX) and not name.startswith("."):
                 path = os.path.join(folder, name)
                 try:
+                    from livepatch.archive.format import FILE_LIMIT  # most processes have nothing installed
+
                     yield File(path, owned.read(opened, name, path, FILE_LIMIT))
                 except FileNotFoundError:
                     pass  # uninstalled just now
-                except OSError as error:
+                except (OSError, ImportError) as error:  # who has given up its user may be kept out of its own library
                     yield File(path, b"", str(error))
     finally:
         os.close(opened)
