@@ -31,8 +31,14 @@ _ring: deque[str] = deque(maxlen=4096)
 listeners: list[Callable[[str], None]] = []
 
 
+_known: logging.Logger | None = None
+
+
 def _logger(level: int) -> logging.Logger | None:
     """Where a record of this level goes; None if nobody would see it."""
+    global _known
+    if _known is not None:  # asking for it takes a lock that billiard exchanges in its children, held or not
+        return _known
     module: Any = sys.modules.get("logging")
     if module is None:
         if level < _WARNING:
@@ -40,10 +46,9 @@ def _logger(level: int) -> logging.Logger | None:
         import logging as module
     if not hasattr(module, "getLogger"):  # another thread is just importing it, and may wait for a lock that we hold
         return None
-    if module.getLevelName(NOTICE) != "NOTICE":
-        module.addLevelName(NOTICE, "NOTICE")
-    logger: logging.Logger = module.getLogger("livepatch")
-    return logger
+    module.addLevelName(NOTICE, "NOTICE")
+    _known = module.getLogger("livepatch")
+    return _known
 
 
 def _write(level: int, sentence: str) -> None:
