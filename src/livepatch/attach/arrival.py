@@ -16,12 +16,16 @@ nothing.
 
 from __future__ import annotations
 
+# These are there in every interpreter. Nothing else may be imported before forks wait, see below; not even `typing`.
 import os
 import sys
 from _frozen_importlib import ModuleSpec
-from collections.abc import Callable
-from types import CodeType, ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType, ModuleType
+    from typing import Any
 
 #: Where our code says that it is from. There is no such file, also not while the bundle is in a file.
 _ROOT = "<livepatch>/"
