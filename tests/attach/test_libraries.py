@@ -16,6 +16,8 @@ from tests.attach.victims import PLAIN, Running, Victim
 from livepatch.attach import entry
 from livepatch.core.model import LivepatchError
 
+pytestmark = pytest.mark.slow
+
 #: Seconds that an attach may take: far more than any needs, the machine may be busy.
 LIMIT = 60.0
 

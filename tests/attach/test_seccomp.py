@@ -32,10 +32,13 @@ from livepatch.attach.files import files_for
 from livepatch.attach.processes import NoAccess, examine
 from livepatch.core import cpython
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or sys.platform != "linux",
-    reason="the filters of these tests are for Linux on x86-64",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or sys.platform != "linux",
+        reason="the filters of these tests are for Linux on x86-64",
+    ),
+    pytest.mark.slow,
+]
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
 CALLS = (*seccomp.CODE, *seccomp.AGENT)
 
