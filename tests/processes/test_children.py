@@ -144,6 +144,33 @@ def test_a_child_that_is_slow_to_begin_takes_its_socket_away(prepared, tmp_path)
         assert target.hear() == "False"
 
 
+def test_a_child_that_goes_through_what_is_to_be_done_there_is_not_disturbed(prepared, tmp_path):
+    """It goes through a dictionary and fails if that changes: here it takes longer than an agent to begin."""
+    import textwrap
+
+    script = """
+        import multiprocessing, os, time
+        from multiprocessing import util
+        class Thing: pass
+        def work(connection):
+            import livepatch
+            connection.send(livepatch.start_agent())
+        if __name__ == "__main__":
+            things = [Thing() for _ in range(300_000)]
+            for thing in things:
+                util.register_after_fork(thing, id)
+            connection, theirs = multiprocessing.Pipe()
+            process = multiprocessing.get_context("fork").Process(target=work, args=(theirs,))
+            process.start()
+            theirs.close()
+            path = connection.recv()
+            process.join()
+            say(os.path.exists(path))
+    """
+    with Target(textwrap.dedent(script), env=prepared, folder=tmp_path) as target:
+        assert target.hear() == "False"
+
+
 def test_a_fork_server_that_is_patched_has_patched_children(prepared, tmp_path):
     import textwrap
 

@@ -64,6 +64,7 @@ def _after_fork_in_child() -> None:
     global _agent, _first_ends
     parents, _agent = _agent, Agent()
     parents.abandon()
+    _agent.promise_again()
     patchfile.reading = False
     _first_ends = _first_ends and originals.get_ident() not in _others
     _others.clear()

@@ -176,6 +176,16 @@ class Agent:
         self._opens = originals.monotonic() + _CHILDHOOD
         self.wake()
 
+    def promise_again(self) -> None:
+        """In a forked child, before anything else runs there: be asked once more what to do at the end.
+
+        A child of multiprocessing begins by forgetting what it was to do at its end, perhaps a moment after `_promise`;
+        then it asks who wants to promise anew. It must not be told so later: it may just be going through who does.
+        """
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util.register_after_fork(self, Agent._promise)
+
     def serves(self) -> bool:
         """It has a socket, or will have."""
         return self.server is not None or self._opens is not None
@@ -236,15 +246,13 @@ class Agent:
         """Once in a process, under `_serving`."""
         self._open()
         atexit.register(self._remove_socket)
+        self._promise()
+
+    def _promise(self) -> None:
+        """The same as `atexit` for a child of multiprocessing, which ends without that."""
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
-            # Its children end without `atexit`, but with what they have promised since they forgot the promises of
-            # their parent: that may have been a moment ago, or be still to come.
-            def promise(agent: Agent) -> None:
-                util.Finalize(None, agent._remove_socket, exitpriority=-100)
-
-            promise(self)
-            util.register_after_fork(self, promise)
+            util.Finalize(None, self._remove_socket, exitpriority=-100)
 
     def _open_now(self) -> None:
         try:
