@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.agent.targets import Target
 
-from livepatch.attach import bundle, compiled, entry
+from livepatch.attach import bundle, compiled, entry, injection
 from livepatch.attach.processes import require_python
 
 #: The interpreter outside of any virtual environment: it finds no livepatch.
@@ -232,13 +232,29 @@ def test_a_script_that_is_run_twice_is_one_arrival(monkeypatch):
         assert target.hear() == "True"
 
 
-def test_a_fork_waits_only_so_long_and_its_child_is_rid_of_us():
-    does = (
-        "if sys.getswitchinterval() != 0.005 or [f for f in sys.meta_path if type(f).__name__ == 'Finder']: os._exit(1)"
-    )
+@pytest.mark.parametrize("does", ["import zipfile", "import livepatch.archive.fit"])
+def test_a_fork_waits_only_so_long_and_its_child_imports_anew(does):
     with running(FORKS.format(seconds=6, does=does)) as target:
         attached(target)
         assert target.hear() == "7"
+
+
+def test_nothing_is_imported_before_forks_wait(tmp_path):
+    """A fork that waits for the interpreter's import lock has called all its hooks, and waits no more for us."""
+    there = tmp_path / "there"
+    arrival = Path(bundle.__file__).with_name("arrival.py").read_text()
+    arrival += f"\ndef arrive(*what): open({str(there)!r}, 'w').write(f'imported {{set(sys.modules) - sys.known}}')\n"
+    modules = {"attach/arrival.py": compile(arrival, "arrival", "exec", dont_inherit=True)}
+    agent, script = tmp_path / "agent", tmp_path / "script"
+    agent.write_bytes(marshal.dumps(({}, MAGIC_NUMBER, marshal.dumps(modules))))
+    begin = "import sys, posix\nsys.known = set(sys.modules)\n"
+    text = bundle._SCRIPT.replace("{pid}", "posix.getpid()").format(bundle=str(agent), failure=str(tmp_path / "failed"))
+    script.write_text(text)
+    line = injection._LINE.format(injection._RUN.format(str(script), 1, None))
+    wait = f"while not posix.stat({str(there)!r}).st_size: pass\n"
+    there.touch()
+    subprocess.run([*PLAIN, "-I", "-S", "-c", begin + line + wait], check=True, timeout=PATIENCE)
+    assert there.read_text() == "imported set()"
 
 
 def test_it_needs_no_thread_of_gevents(tmp_path):

@@ -10,18 +10,10 @@ from livepatch.attach import entry
 #: Seconds that an attach may take: far more than any needs, the machine may be busy.
 LIMIT = 60.0
 
-#: A program that does nothing but fork hardly lets the agent's thread begin: docs/limits.md. `./run attach-stress`
-#: tries.
-OUT_OF_REACH = {"forks", "forks_import"}
-
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if victim.slow else name
-        for name, victim in VICTIMS.items()
-        if name not in OUT_OF_REACH
-    ],
+    [pytest.param(name, marks=pytest.mark.slow) if victim.slow else name for name, victim in VICTIMS.items()],
 )
 def test_it_is_attached_to_and_stays_healthy(name):
     with Running(VICTIMS[name]) as victim:

@@ -126,7 +126,7 @@ class Agent:
         self._claim = originals.allocate_lock()  # held, for good, by whoever starts the thread
         self._serving = originals.RLock()
         self._pausing = originals.RLock()  # over the next two
-        self._pauses = 0  # forks that are under way
+        self._forkers: list[int] = []  # threads that fork just now; twice, if a signal handler forks as well
         self._alive = False  # the thread was started and has not decided to end
         self._idents = (0, 0)  # of the thread: Python's and the system's
         self._poll = poll.Poll()
@@ -197,7 +197,7 @@ class Agent:
     def pause(self) -> None:
         """Before a fork: end the thread."""
         with self._pausing:
-            self._pauses += 1
+            self._forkers.append(originals.get_ident())
         if not self._alive or originals.get_ident() == self._idents[0]:
             return
         self.wake()
@@ -209,10 +209,14 @@ class Agent:
             originals.sleep(0.0001)
 
     def resume(self) -> None:
-        """After a fork, in the parent: start the thread again if it was there."""
+        """After a fork, in the parent: start the thread again if it was there.
+
+        Of a fork that had already called its hooks when ours was registered, there was no `pause`.
+        """
         with self._pausing:
-            self._pauses -= 1
-            if self._pauses == 0 and not self._alive and self._bell is not None:
+            with suppress(ValueError):
+                self._forkers.remove(originals.get_ident())
+            if not self._forkers and not self._alive and self._bell is not None:
                 with suppress(RuntimeError):  # the interpreter is just ending
                     self._start()
 
@@ -294,8 +298,8 @@ class Agent:
 
     def _goes_on(self) -> bool:
         with self._pausing:
-            self._alive = self._pauses == 0 and not (self.left_alone and len(sys._current_frames()) == 1)
-            if self.left_alone and not self._alive and not self._pauses:
+            self._alive = not self._forkers and not (self.left_alone and len(sys._current_frames()) == 1)
+            if self.left_alone and not self._alive and not self._forkers:
                 self._remove_socket()
             return self._alive
 

@@ -7,19 +7,20 @@ the lock for a switch interval, which is 5 ms. Dozens of modules from a zip take
 - All of livepatch is read in one go, compiled already, and made into code by one call that lets nobody in between. What
   is left to come from files is what it uses of the standard library and the program does not.
 - Until everything is imported the switch interval is short.
-- A fork must not happen meanwhile: the child would inherit import locks whose owner does not exist there, also of
-  modules of the standard library, and wait for ever when it imports one. So a fork waits, up to a limit.
+- A fork should not happen meanwhile: the child would inherit import locks whose owner does not exist there, also of
+  modules of the standard library, and wait for ever when it imports one. So a fork waits, up to a limit. One that is
+  too late to wait, since it has called its hooks and waits for the interpreter's import lock, or that has waited
+  enough, has a child that takes those locks away first (`_disinherit`).
 
 Then the agent has its own ways with all that; of this here there remain functions that each fork calls and that do
 nothing.
 """
 
-from __future__ import annotations
-
-# These are there in every interpreter. Nothing else may be imported before forks wait, see below; not even `typing`.
-import os
+# These are there in every interpreter, as `os` need not be. Nothing else may be imported before forks wait, see below;
+# not even `__future__`, which is a module to import as any other: hence the quotes.
+import posix
 import sys
-from _frozen_importlib import ModuleSpec
+from _frozen_importlib import ModuleSpec, _module_locks  # type: ignore[attr-defined]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ _FORK_HOOKS = ("core/__init__.py", "agent/__init__.py")
 class Finder:
     """Finds and loads what is in the bundle: code or source code, by its file's path below the package."""
 
-    def __init__(self, modules: dict[str, CodeType | bytes], hold_forks_up: Callable[[], None]) -> None:
+    def __init__(self, modules: "dict[str, CodeType | bytes]", hold_forks_up: "Callable[[], None]") -> None:
         self.modules = modules
         self._hold_forks_up = hold_forks_up
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
         package, _, below = name.partition(".")
         if package != "livepatch" or (below and not self.brought("livepatch")):
             return None
@@ -60,10 +61,10 @@ class Finder:
                 return spec
         return None
 
-    def create_module(self, spec: ModuleSpec) -> None:
+    def create_module(self, spec: "ModuleSpec") -> None:
         """The usual kind of module will do."""
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         file = str(module.__file__)
         code = self.modules[file.removeprefix(_ROOT)]
         exec(compile(code, file, "exec", dont_inherit=True) if isinstance(code, bytes) else code, module.__dict__)
@@ -81,10 +82,35 @@ class Finder:
         return [f"livepatch/{stem}".rstrip("/").replace("/", ".") for stem in stems]
 
 
-def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
+def _know_main_thread(ident: int, threads: "Any") -> None:
+    """Whoever imports `threading` first is its main thread, up to 3.12; let that be the one that it is."""
+    if "threading" in sys.modules or hasattr(threads, "_get_main_thread_ident"):
+        return
+    inside: Any = __import__("threading")
+    main = inside.main_thread()
+    alive = threads.allocate_lock()
+    alive.acquire()
+    with inside._active_limbo_lock, inside._shutdown_locks_lock:
+        inside._active.pop(main._ident, None)
+        inside._active[ident] = main
+        inside._shutdown_locks.discard(main._tstate_lock)
+        inside._shutdown_locks.add(alive)
+        main._ident, main._native_id, main._tstate_lock = ident, posix.getpid(), alive
+
+
+def _disinherit(thread: int) -> None:
+    """In a child: forget the imports in whose middle a thread was that does not exist here, so that they begin anew."""
+    for name, reference in list(_module_locks.items()):
+        if getattr(reference(), "owner", None) == thread:
+            del _module_locks[name]
+            sys.modules.pop(name, None)
+
+
+def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", main_thread: "int | None") -> None:
     """Start the agent, and import all the rest of livepatch while it already answers.
 
-    `threads` is the interpreter's own `_thread`, whatever the program has made of the usual one.
+    `threads` is the interpreter's own `_thread`, whatever the program has made of the usual one; `main_thread` is the
+    ident of the main thread, if that is not the one that has called the script.
     """
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -99,16 +125,27 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
             under_way.release()
 
     def in_child() -> None:
-        if arriving:
+        if arriving and threads.get_ident() != this_thread:
             arriving.clear()
-            take_back()
+            _disinherit(this_thread)
+            restore_interval()
+            if not finder.brought("livepatch"):  # else an agent of this child may still import the rest
+                give_up()
 
     def hold_forks_up() -> None:
-        os.register_at_fork(before=before_fork, after_in_child=in_child)
+        posix.register_at_fork(before=before_fork, after_in_child=in_child)
 
-    def take_back() -> None:
+    def restore_interval() -> None:
         if sys.getswitchinterval() == short:
             sys.setswitchinterval(interval)
+
+    def give_up() -> None:
+        for name in finder.names():
+            if finder.brought(name):
+                del sys.modules[name]
+        go()
+
+    def go() -> None:
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
 
@@ -117,19 +154,20 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
     try:
         sys.meta_path.append(finder)
         try:
+            if main_thread is not None:
+                _know_main_thread(main_thread, threads)
             import livepatch
 
             livepatch.start_agent(installed=False)
         except BaseException:
-            for name in finder.names():
-                if finder.brought(name):
-                    del sys.modules[name]
+            give_up()
             raise
         if finder.brought("livepatch"):
             for name in finder.names():
                 __import__(name)
         modules.clear()
     finally:
-        take_back()
+        go()
+        restore_interval()
         arriving.clear()
         under_way.release()

@@ -23,9 +23,9 @@ from .processes import Process
 _TRAVELS = ("attach/arrival.py", "__init__.py", "core", "agent", "archive")
 
 _SCRIPT = """\
-def livepatch_attach():
-    import os, sys
-    if os.getpid() != {pid}:
+def livepatch_attach(main_thread):
+    import posix, sys
+    if posix.getpid() != {pid}:
         return
     # Not the `_thread` that gevent and others may have changed.
     spec = sys.modules["_thread"].__spec__
@@ -37,7 +37,7 @@ def livepatch_attach():
             from _frozen_importlib_external import MAGIC_NUMBER
             try:
                 file = open({bundle!r}, "rb")
-                os.unlink({bundle!r})
+                posix.unlink({bundle!r})
             except FileNotFoundError:
                 return  # two ways in were tried, and the other has it; or nobody waits for us any more
             with file:
@@ -45,7 +45,7 @@ def livepatch_attach():
             modules = marshal.loads(modules) if magic == MAGIC_NUMBER else sources
             names = {{"__name__": "livepatch.attach.arrival"}}
             exec(modules.pop("attach/arrival.py"), names)
-            names["arrive"](modules, threads)
+            names["arrive"](modules, threads, main_thread)
         except BaseException as error:
             try:
                 with open({failure!r}, "r+") as file:  # made for us, as long as somebody waits
@@ -53,7 +53,7 @@ def livepatch_attach():
             except OSError:
                 pass
     threads.start_new_thread(start, ())
-livepatch_attach()
+livepatch_attach(globals().get("main_thread"))
 del livepatch_attach
 """
 

@@ -63,23 +63,9 @@ _WAITING, _STARTED = 0, 1
 
 #: What the thread runs, in a namespace of its own. A script that is gone was taken back.
 _LINE = "__import__('builtins').exec({0!a}, {{'__name__': 'livepatch.attach'}})\n"
-#: Whoever imports `threading` first is its main thread, up to 3.12; let that be the one that it is. Calls that may have
-#: to wait for the GIL are as few as can be.
+#: Nothing here may import what is not there in every interpreter, see `arrival`. Calls that may have to wait for the
+#: GIL are as few as can be.
 _RUN = """\
-def know_main_thread(ident):
-    import _thread, sys
-    if 'threading' in sys.modules or hasattr(_thread, '_get_main_thread_ident'):
-        return
-    import os, threading
-    main = threading.main_thread()
-    alive = _thread.allocate_lock()
-    alive.acquire()
-    with threading._active_limbo_lock, threading._shutdown_locks_lock:
-        threading._active.pop(main._ident, None)
-        threading._active[ident] = main
-        threading._shutdown_locks.discard(main._tstate_lock)
-        threading._shutdown_locks.add(alive)
-        main._ident, main._native_id, main._tstate_lock = ident, os.getpid(), alive
 def script():
     import posix
     file = posix.open({0!a}, posix.O_RDONLY)
@@ -92,8 +78,7 @@ try:
     if {2} is not None:
         import _signal
         _signal.pthread_sigmask(_signal.SIG_SETMASK, {2})
-    know_main_thread({1})
-    exec(script, {{'__name__': 'livepatch.attach'}})
+    exec(script, {{'__name__': 'livepatch.attach', 'main_thread': {1}}})
 except BaseException:
     pass
 """
