@@ -13,20 +13,9 @@ import click
 from livepatch.attach.client import Client
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import has_none_of_it
+from livepatch.fleet.words import BLOCKERS, blocker_rows, functions_of, warning
 
-from .common import (
-    BLOCKERS,
-    Connect,
-    agent_options,
-    blocker_rows,
-    describe,
-    each_process,
-    functions_of,
-    json_option,
-    output,
-    show_walks,
-    warning,
-)
+from .common import Connect, agent_options, describe, each_process, json_option, output, show_walks
 from .targets import pids_of, targets_option
 
 State = dict[str, Any]

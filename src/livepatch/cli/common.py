@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -160,46 +159,6 @@ def each_process(
     return worst
 
 
-def functions_of(obj: dict[str, Any]) -> list[str]:
-    """The functions of a module that a patch changes, and which of them at once: an older agent does not say."""
-    at_once = obj.get("immediate", ())
-    return [f"{name} (immediate)" if name in at_once else name for name in obj["functions"]]
-
-
-def state_of(patch: dict[str, Any]) -> str:
-    """A patch's state in one word, and in transition how far it is."""
-    if patch["transition"]:
-        goal = "patching" if patch["enabled"] else "unpatching"
-        return f"{goal} ({patch['total'] - patch['left']}/{patch['total']})"
-    return "enabled" if patch["enabled"] else "disabled"
-
-
-def task_rows(tasks: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Tasks that wait, in few words: who, and where it sits."""
-    return [[task["kind"], task["name"], _where(task)] for task in tasks]
-
-
-#: The columns of `blocker_rows`.
-BLOCKERS = ("KIND", "TASK", "ORIGIN", "IN", "SINCE", "WHAT WOULD LET IT GO")
-
-
-def blocker_rows(tasks: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Tasks that are in the way, for a table."""
-    return [
-        [task["kind"], task["name"], near(task["origin"]), near(_where(task)), since(task), task["hint"] or "-"]
-        for task in tasks
-    ]
-
-
-def _where(task: dict[str, Any]) -> str:
-    return str((task["blocking"] or task["stack"] or ["-"])[0])
-
-
-def near(text: str) -> str:
-    """The same with file names without their folders, where there is no room for more."""
-    return re.sub(r"\((?:[^()]*/)?([^()/]+:\d+)\)", r"(\1)", text) or "-"
-
-
 def show_walks(found: dict[str, Any]) -> None:
     """Whose live instances a patch goes through, and what that costs; an older agent does not tell."""
     if not found.get("instances"):
@@ -215,22 +174,3 @@ def show_walks(found: dict[str, Any]) -> None:
         for walk in found["instances"]
     ]
     output.table(["CLASS", "INSTANCES", "OBJECTS ON THE HEAP", "STOP"], rows)
-
-
-def since(task: dict[str, Any]) -> str:
-    """For how long a task is known to be in the way."""
-    seconds = task["seconds"]
-    if seconds is None:
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def warning(task: dict[str, Any]) -> str:
-    """What is said of a task that is likely to stay in the way: where it is, since when, and what can be done."""
-    where = (task["blocking"] or [_where(task)])[-1]  # the outermost is the one that it waits for
-    known = (task["seconds"] or 0.0) >= 0.5
-    said = f"has been in {where} for {since(task)}" if known else f"is in {where}"
-    return f"{task['kind']} {task['name']} {said}: {task['hint']}."

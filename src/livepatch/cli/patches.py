@@ -15,18 +15,9 @@ from livepatch.core.model import LivepatchError
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import Operation, Transaction
+from livepatch.fleet.words import state_of, task_rows
 
-from .common import (
-    DONE,
-    REFUSED,
-    Connect,
-    agent_options,
-    json_option,
-    output,
-    show_walks,
-    state_of,
-    task_rows,
-)
+from .common import DONE, REFUSED, Connect, agent_options, json_option, output, show_walks
 from .settle import NAMED, Confirm, Settling, consequence, never
 from .targets import targets_option
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from livepatch.fleet.members import Member
 from livepatch.fleet.transaction import Transaction
+from livepatch.fleet.words import task_rows
 
-from .common import output, task_rows
+from .common import output
 
 #: What is shown: how far the transaction is, and who stood in the way at the last look that asked for it.
 Show = Callable[[Transaction, dict[Member, list[dict[str, Any]]]], None]

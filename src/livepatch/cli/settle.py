@@ -19,10 +19,12 @@ from typing import Any
 import click
 
 from livepatch.attach.processes import NoAccess
+from livepatch.fleet import words
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.transaction import Transaction
+from livepatch.fleet.words import task_rows, warning
 
-from .common import DONE, INTERRUPTED, REFUSED, STALLED, describe, output, task_rows, warning
+from .common import DONE, INTERRUPTED, REFUSED, STALLED, describe, output
 from .progress import progress
 
 State = dict[str, Any]
@@ -266,15 +268,9 @@ class Settling:
 def consequence(transaction: Transaction) -> str:
     """What force would mean, to be confirmed."""
     moving = transaction.moving()
-    left = sum(member.state["left"] for member in moving if member.state)
-    said = "these tasks"
-    if not transaction.alone:
-        said = f"{left} {'task' if left == 1 else 'tasks'} in {len(moving)}"
-        said += " process" if len(moving) == 1 else " processes"
-    said += " will run old and new code side by side"
-    if not transaction.enabled:
-        said += f", and '{transaction.name}' can never be unloaded"
-    return f"After force {said}. Do it?"
+    left = None if transaction.alone else sum(member.state["left"] for member in moving if member.state)
+    said = words.consequence(transaction.name, enabled=transaction.enabled, left=left, processes=len(moving))
+    return f"{said} Do it?"
 
 
 def never(question: str) -> bool:

@@ -10,19 +10,9 @@ import click
 from livepatch.attach.client import Client
 from livepatch.attach.processes import Process
 from livepatch.fleet.selection import Selection
+from livepatch.fleet.words import BLOCKERS, blocker_rows, functions_of, near, state_of
 
-from .common import (
-    BLOCKERS,
-    Connect,
-    agent_options,
-    blocker_rows,
-    each_process,
-    functions_of,
-    json_option,
-    near,
-    output,
-    state_of,
-)
+from .common import Connect, agent_options, each_process, json_option, output
 from .targets import pids_of, targets_option
 
 #: How many tasks in the way `status` names.
