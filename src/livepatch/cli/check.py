@@ -13,9 +13,9 @@ import click
 from livepatch.attach.client import Client
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import has_none_of_it
-from livepatch.fleet.words import BLOCKERS, blocker_rows, functions_of, warning
+from livepatch.fleet.words import functions_of, warning
 
-from .common import Connect, agent_options, describe, each_process, json_option, output, show_walks
+from .common import Connect, agent_options, describe, each_process, json_option, output, show_blockers, show_walks
 from .targets import pids_of, targets_option
 
 State = dict[str, Any]
@@ -71,7 +71,7 @@ def check_command(file: Path, selection: Selection, watch: float, connect: Conne
         show_walks(found)
         if found["blocking"]:
             output.say("In the way now, if they stay there:")
-            output.table(BLOCKERS, blocker_rows(found["blocking"]))
+            show_blockers(found["blocking"])
         else:
             output.say("No task is in the way now.")
         return {**found, "stay": _watched(client, found["blocking"], watch) if watch else []}

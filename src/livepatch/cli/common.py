@@ -13,6 +13,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import click
@@ -21,12 +22,9 @@ from livepatch.attach import way
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.attach.processes import NoAccess, Process
 from livepatch.core.model import LivepatchError
+from livepatch.fleet.words import BLOCKERS, blocker_rows
 
 DONE, REFUSED, USAGE, STALLED, NO_PROCESS, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-#: Where a terminal is too narrow for a table, no column up to this width is broken. Of what is left, the last one,
-#: which may be a sentence, gets twice the share of the others.
-_SHORT = 12
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -59,24 +57,24 @@ class Output:
         """Rows for a person, in columns."""
         if self.json:
             return
-        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-        if sys.stdout.isatty():
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-
-            console = Console(soft_wrap=False)
-            full = sum(widths) + 2 * len(widths) > console.width
-            drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), expand=full)
-            for column, width in zip(columns, widths, strict=True):
-                share = (2 if column == columns[-1] else 1) if full and width > _SHORT else None
-                drawn.add_column(column, no_wrap=width <= _SHORT, ratio=share, overflow="fold")
-            for row in rows:
-                drawn.add_row(*(Text(cell) for cell in row))
-            console.print(drawn)
+        if self.terminal:
+            self.draw(lambda draw, width: draw.table(columns, rows, width))
             return
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person sits in front of it, and lines may be drawn instead of said."""
+        return not self.json and sys.stdout.isatty()
+
+    def draw(self, drawing: Callable[[ModuleType, int], Any]) -> None:
+        """Draw what a function makes of the module `draw` and the width; only on a terminal."""
+        from . import draw
+
+        console = draw.console()
+        console.print(drawing(draw, console.width))
 
 
 output = Output()
@@ -157,6 +155,14 @@ def each_process(
             worst = max(worst, NO_PROCESS if isinstance(error, NoAccess) else REFUSED)
     output.result(results)
     return worst
+
+
+def show_blockers(tasks: Sequence[dict[str, Any]]) -> None:
+    """Tasks that are in the way, and what would let them go."""
+    if output.terminal:
+        output.draw(lambda draw, width: draw.blockers(tasks))
+    else:
+        output.table(BLOCKERS, blocker_rows(tasks))
 
 
 def show_walks(found: dict[str, Any]) -> None:
