@@ -247,7 +247,7 @@ def test_a_terminal_of_a_hundred_columns_shows_all_of_it(lp, service, enter, pat
     never = re.escape(f"serve() {NEVER}")
     assert re.search(rf"• thread server in slow \(.+?:\d+\).*? {never}; waits for a lock in threading.Event.wait", said)
     assert re.search(r"• thread pool_0 in ", said)
-    rest = [line.split() for line in lines[lines.index("") + 1 :]]
-    assert rest[0] == ["KIND", "NAME", "ORIGIN", "STATE", "IN"]
-    assert [cells[3] for cells in rest if cells[:2] == ["thread", "loop"]] == ["patched"]
-    assert not [cells for cells in rest if cells[:2] == ["thread", "server"]]
+    rest = lines[lines.index("") + 1 :]
+    assert rest[0].split() == ["KIND", "NAME", "ORIGIN", "STATE", "IN"]
+    assert [" patched " in line for line in rest if line.startswith("thread   loop ")] == [True]
+    assert not [line for line in rest if line.startswith("thread   server ")]

@@ -13,7 +13,7 @@ import click
 from livepatch.attach.client import Client
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import has_none_of_it
-from livepatch.fleet.words import functions_of, warning
+from livepatch.screens.words import functions_of, warning
 
 from .common import Connect, agent_options, describe, each_process, json_option, output, show_blockers, show_walks
 from .targets import pids_of, targets_option

@@ -22,7 +22,7 @@ from livepatch.attach import way
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.attach.processes import NoAccess, Process
 from livepatch.core.model import LivepatchError
-from livepatch.fleet.words import BLOCKERS, blocker_rows
+from livepatch.screens.words import BLOCKERS, blocker_rows
 
 DONE, REFUSED, USAGE, STALLED, NO_PROCESS, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -71,7 +71,7 @@ class Output:
 
     def draw(self, drawing: Callable[[ModuleType, int], Any]) -> None:
         """Draw what a function makes of the module `draw` and the width; only on a terminal."""
-        from . import draw
+        from livepatch.screens import draw
 
         console = draw.console()
         console.print(drawing(draw, console.width))

@@ -15,7 +15,7 @@ from livepatch.core.model import LivepatchError
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import Operation, Transaction
-from livepatch.fleet.words import state_of
+from livepatch.screens.words import state_of
 
 from .common import DONE, REFUSED, Connect, agent_options, json_option, output, show_walks
 from .settle import NAMED, Confirm, Settling, consequence, name_blockers, never

@@ -13,7 +13,7 @@ import click
 from livepatch.attach import processes, way
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.core.model import LivepatchError
-from livepatch.fleet.words import state_of
+from livepatch.screens.words import state_of
 
 from .common import DONE, describe, json_option, method_option, output
 

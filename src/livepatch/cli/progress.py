@@ -10,7 +10,7 @@ from typing import Any
 
 from livepatch.fleet.members import Member
 from livepatch.fleet.transaction import Transaction
-from livepatch.fleet.words import task_rows
+from livepatch.screens.words import task_rows
 
 from .common import output
 
@@ -66,7 +66,7 @@ class _Bar:
                 return
             from rich.live import Live
 
-            from . import draw
+            from livepatch.screens import draw
 
             # Drawn at every look; more often there is nothing new.
             self._live = Live(console=draw.console(stderr=True), auto_refresh=False, transient=True)
@@ -84,7 +84,7 @@ class _Bar:
         from rich.padding import Padding
         from rich.text import Text
 
-        from . import draw
+        from livepatch.screens import draw
 
         seconds = int(time.monotonic() - self._begun)
         limit = f" of {self._timeout:g}" if self._timeout < 1e6 else ""

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from livepatch.attach.processes import NoAccess
-from livepatch.fleet import words
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.transaction import Transaction
-from livepatch.fleet.words import task_rows, warning
+from livepatch.screens import words
+from livepatch.screens.words import task_rows, warning
 
 from .common import DONE, INTERRUPTED, REFUSED, STALLED, describe, output
 from .progress import progress
@@ -269,7 +269,7 @@ class Settling:
 def name_blockers(blocking: list[State], say: Callable[[str], None], most: int | None = _LINES) -> int:
     """Tell who is in the way, on a terminal all of them, else `say` up to so many; how many were told of."""
     if sys.stderr.isatty() and blocking:
-        from . import draw
+        from livepatch.screens import draw
 
         draw.console(stderr=True).print(draw.blockers(blocking))
         return len(blocking)

@@ -10,7 +10,7 @@ import click
 from livepatch.attach.client import Client
 from livepatch.attach.processes import Process
 from livepatch.fleet.selection import Selection
-from livepatch.fleet.words import blocker_rows, functions_of, near, state_of, where
+from livepatch.screens.words import blocker_rows, functions_of, near, state_of, where
 
 from .common import Connect, agent_options, each_process, json_option, output, show_blockers
 from .targets import pids_of, targets_option

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from livepatch.fleet.words import functions_of, near, since, state_of, where
+from livepatch.screens.words import functions_of, near, since, state_of, where
 
 #: No column up to this width is broken. Of what is left, the last one, which may be a sentence, gets twice the share of
 #: the others.
