@@ -113,9 +113,9 @@ def bar(total: int, left: int, width: int) -> ProgressBar:
     return ProgressBar(total=max(total, 1), completed=total - left, width=width, complete_style="yellow")
 
 
-def blockers(tasks: Iterable[dict[str, Any]], *, most: int | None = None) -> RenderableType:
+def blockers(tasks: Iterable[dict[str, Any]], *, most: int | None = None, stacks: bool = False) -> RenderableType:
     """Tasks that are in the way, and what would let each go; those that wait at the same place together, and not more
-    than `most` places.
+    than `most` places. With `stacks`, the whole stack of the one that has been there for the longest.
     """
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for task in tasks:
@@ -135,6 +135,10 @@ def blockers(tasks: Iterable[dict[str, Any]], *, most: int | None = None) -> Ren
             lines.append(Padding(Text(f"from {origin}", style="dim"), (0, 0, 0, 4)))
         if hint:
             lines.append(Padding(Text(hint), (0, 0, 0, 4)))
+        for frame in longest["stack"] if stacks else ():
+            held = frame in longest["blocking"]
+            line = Text.assemble((frame, "yellow" if held else "dim"), ("  <- in the way" if held else "", "yellow"))
+            lines.append(Padding(line, (0, 0, 0, 6)))
     if most is not None and len(alike) > most:
         lines.append(Text(f"  and at {len(alike) - most} more places", style="dim"))
     return Group(*lines)
