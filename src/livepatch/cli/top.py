@@ -9,14 +9,17 @@ import sys
 import click
 
 from livepatch.core.model import LivepatchError
+from livepatch.fleet.selection import Selection
 
 from .common import DONE
+from .targets import selection_option
 
 
 @click.command("top")
 @click.option("--all", "everything", is_flag=True, help="Show the processes that have no agent, too, as `ps` does.")
-def top_command(everything: bool) -> int:
-    """Watch the processes of the host: their patches, transitions, who is in the way, and the log.
+@selection_option
+def top_command(everything: bool, selection: Selection) -> int:
+    """Watch the processes of the host, or those that are named: patches, transitions, who is in the way, the log.
 
     \b
       arrows, Tab  choose a process, a patch; scroll
@@ -43,7 +46,7 @@ def top_command(everything: bool) -> int:
     from livepatch.screens.host import Host
     from livepatch.screens.top import Top
 
-    host = Host()
+    host = Host(selection)
     try:
         Top(host, unprepared=everything).run()
     finally:

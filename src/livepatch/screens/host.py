@@ -9,24 +9,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 
 from livepatch.attach import processes, way
 from livepatch.attach.client import listens
 from livepatch.core.model import LivepatchError
+from livepatch.fleet.selection import Selection
 
 from .watch import ATTACHABLE, Order, View, Watch
 
 #: Seconds between two looks at all processes, at least; a look that took long is not repeated for ten times as long.
 _PERIOD, _TENTH = 1.0, 10
+_ALL = Selection()
 
 
 class Host:
-    """All Python processes. `notices` are sentences for the operator, each with whether it is good news; `looked` is
-    set when all processes have been looked at once.
+    """The Python processes of a selection, of an empty one all.
+
+    `notices` are sentences for the operator, each with whether it is good news. `looked` is set when all processes have
+    been looked at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, selection: Selection = _ALL) -> None:
+        self._selection = selection
         self.notices: deque[tuple[str, bool]] = deque()
         self.looked = threading.Event()
         self._watches: dict[int, Watch] = {}
@@ -79,7 +85,7 @@ class Host:
                 del self._watches[pid]
                 if watch.view.patches and not processes.alive(pid):
                     self._tell(f"Process {pid} has ended.", False)
-        for process in processes.pythons():
+        for process in self._processes():
             if process.pid in self._watches:
                 continue
             if process.open and listens(process):
@@ -89,6 +95,11 @@ class Host:
             elif (view := _unprepared(process)) is not None:
                 others[process.pid] = view
         self._others = others
+
+    def _processes(self) -> Iterable[processes.Process]:
+        if self._selection == _ALL:
+            return processes.pythons()
+        return sorted((found.process for found in self._selection.find()), key=lambda process: process.pid)
 
 
 def _unprepared(process: processes.Process) -> View | None:
