@@ -137,7 +137,9 @@ def blockers(tasks: Iterable[dict[str, Any]], *, most: int | None = None, stacks
             lines.append(Padding(Text(hint), (0, 0, 0, 4)))
         for frame in longest["stack"] if stacks else ():
             held = frame in longest["blocking"]
-            line = Text.assemble((frame, "yellow" if held else "dim"), ("  <- in the way" if held else "", "yellow"))
+            line = Text.assemble(
+                (near(frame), "yellow" if held else "dim"), ("  <- in the way" if held else "", "yellow")
+            )
             lines.append(Padding(line, (0, 0, 0, 6)))
     if most is not None and len(alike) > most:
         lines.append(Text(f"  and at {len(alike) - most} more places", style="dim"))

@@ -11,6 +11,7 @@ as Textual's markup.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -18,6 +19,7 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding
 from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
 from textual.widgets import DataTable, Footer, Log, Static
 
 from . import draw, words
@@ -88,9 +90,13 @@ class Top(App[None]):
         self.query_one("#log").border_title = "log"
         processes.focus()
         self.refresh_views()
-        self.set_interval(_GLANCE, self.refresh_views)
+        self.set_interval(_GLANCE, self._glance)
 
     # -- what is shown -----------------------------------------------------------------------------
+
+    def _glance(self) -> None:
+        with suppress(NoMatches):  # the parts go one after another when the screen is closed
+            self.refresh_views()
 
     def refresh_views(self) -> None:
         """Show what is known now."""
@@ -110,7 +116,8 @@ class Top(App[None]):
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         if event.data_table.id == "processes":
-            self._show_details()
+            with suppress(NoMatches):
+                self._show_details()
 
     def _show_details(self) -> None:
         view = self.view
