@@ -130,8 +130,14 @@ def main(names: list[str]) -> None:
 
 def ps(pids: list[int]) -> None:
     livepatch("load", "rounding.py", "--pid", pids[0])
-    # Other Pythons of this machine are nobody's business.
-    record("ps", "livepatch ps", shown=lambda line: "PYTHON" in line or any(str(pid) in line for pid in pids))
+    _stall(pids[1])
+    command = ["python", "-c", "input()", "worker"]
+    with subprocess.Popen(command, executable=sys.executable, stdin=subprocess.PIPE) as worker:
+        time.sleep(1.0)  # it is an interpreter by then
+        # Other Pythons of this machine are nobody's business.
+        ours = [*map(str, pids), str(worker.pid)]
+        record("ps", "livepatch ps", shown=lambda line: line.split()[0] in ("PID", *ours))
+        worker.kill()
 
 
 def check(pids: list[int]) -> None:

@@ -28,6 +28,18 @@ pytestmark = pytest.mark.once
 START = "from livepatch.cli import main; main()"
 
 
+class Recorded(Top):
+    """The screen, which keeps its notices for longer than they are shown."""
+
+    def __init__(self, host):
+        super().__init__(host)
+        self.said = []
+
+    def notify(self, message, **options):
+        self.said.append(message)
+        super().notify(message, **options)
+
+
 class Screen:
     """The screen and its pilot."""
 
@@ -73,7 +85,7 @@ class Screen:
     @property
     def said(self):
         """The notices so far."""
-        return [notice.message for notice in self.app._notifications]
+        return self.app.said
 
     async def asked(self, key):
         """Press a key that asks, and return the question."""
@@ -88,7 +100,7 @@ def on_screen(scenario, *pids, names=(), size=(110, 36)):
     async def play():
         host = Host(Selection(pids=pids, names=tuple(map(re.compile, names))))
         try:
-            app = Top(host)
+            app = Recorded(host)
             async with app.run_test(size=size, notifications=True) as pilot:
                 await scenario(Screen(app, pilot))
         finally:

@@ -162,8 +162,12 @@ def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
         stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
         # Never more than a tenth of the target's time.
         pause = max(min(pause * 2, _LONGEST_PAUSE), 10 * (time.monotonic() - asked))
-    for task in stay:
-        output.warn(warning(task))
+    if stay and output.terminal:
+        output.say("These were there all the time:")
+        show_blockers(stay)
+    else:
+        for task in stay:
+            output.warn(warning(task))
     if not stay:
         output.say("None of them was seen to stay.")
     elif len(stay) < len(tasks):

@@ -88,10 +88,10 @@ class _Bar:
 
         seconds = int(time.monotonic() - self._begun)
         limit = f" of {self._timeout:g}" if self._timeout < 1e6 else ""
-        parts: list[Any] = [
-            draw.progress(f"{_doing(transaction)} ", total, left, f"{seconds}{limit} s"),
-        ]
         several = not transaction.alone
+        parts: list[Any] = [Text(_doing(transaction), style="bold")] if several else []
+        what = "  all of them" if several else _doing(transaction)
+        parts.append(draw.progress(f"{what} ", total, left, f"{seconds}{limit} s"))
         pending = transaction.pending()
         for member in pending[:_PROCESSES] if several else ():
             parts.append(draw.progress(f"  process {member.pid} ", *_of(member), _how(member)))

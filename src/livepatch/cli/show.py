@@ -94,6 +94,8 @@ def status_command(selection: Selection) -> int:
         if not patches:
             output.say("No patch is loaded.")
         if blocking:
+            if output.terminal:
+                output.say()
             output.say("In the way:")
             show_blockers(blocking)
             left = sum(patch["left"] for patch in patches if patch["transition"])
