@@ -24,6 +24,8 @@ from livepatch.screens.words import functions_of, near, since, state_of, where
 #: No column up to this width is broken. Of what is left, the last one, which may be a sentence, gets twice the share of
 #: the others.
 _SHORT = 12
+#: Unless these others take no more than this part of the width: then the last one gets what is left.
+_MOST = 0.6
 #: How many lines a command line may take: some hold a whole program.
 _COMMAND_LINES = 2
 #: How many of the tasks that wait at the same place are named.
@@ -61,11 +63,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> 
     """Rows in columns, for so many characters. A column `COMMAND` is cut off when it is much too long."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     full = sum(widths) + 2 * len(widths) > width
+    before = sum(widths[:-1]) + 2 * len(widths)
+    fits = before <= _MOST * width  # all but the last one as they are: it is what is too wide
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), expand=full)
     for column, wide in zip(columns, widths, strict=True):
-        share = (2 if column == columns[-1] else 1) if full and wide > _SHORT else None
-        drawn.add_column(column, no_wrap=wide <= _SHORT, ratio=share, overflow="fold")
-    room = max(20, width - sum(min(wide, 20) + 2 for wide in widths[:-1]) - 2)
+        last = column == columns[-1]
+        share = (2 if last else 1) if full and wide > _SHORT and (last or not fits) else None
+        drawn.add_column(column, no_wrap=wide <= _SHORT or (fits and not last), ratio=share, overflow="fold")
+    room = width - before if fits else max(20, width - sum(min(wide, 20) + 2 for wide in widths[:-1]) - 2)
     for row in rows:
         cells = [Text(cell, style=style_of(cell)) for cell in row]
         if columns[-1] == "COMMAND" and len(row[-1]) > _COMMAND_LINES * room:
