@@ -188,7 +188,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"
 def test_a_bar_shows_how_far_it_is(lp, occupied, patch):
     drawn, status = on_terminal("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 5)
     assert status == 3
-    assert re.search(r"patching 'fix' .* 1/2 .* waiting for thread worker in slow \(", drawn)
+    assert re.search(r"patching 'fix' .* 1/2 moved, 1 left +\d of 5 s", drawn)
+    assert re.search(r"waiting for this task:\s+• thread worker in slow \(.+:\d+\)", drawn)
     assert "It was taken back: nothing of 'fix' is patched." in drawn
 
 
@@ -244,6 +245,21 @@ def test_interrupted_it_goes_back(lp, occupied, patch, number):
     assert "Interrupted; taking the patch back" in err
     assert err.endswith("It was taken back: nothing of 'fix' is patched.\n")
     assert "Traceback" not in err
+    assert state(lp, occupied.pid) == {}
+
+
+def test_a_terminal_that_is_closed_takes_it_back(lp, occupied, patch):
+    """Although nothing can be said any more: every word of it is an input/output error then."""
+    file = patch("fix", "slow")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.update(TERM="xterm", COLUMNS="150")
+        os.execv(sys.executable, [sys.executable, "-c", START, "load", str(file), "--pid", str(occupied.pid)])
+    drawn = b""
+    while b"waiting for this task" not in drawn:
+        drawn += os.read(terminal, 65536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     assert state(lp, occupied.pid) == {}
 
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "force": "patches",
     "unload": "patches",
     "dmesg": "show",
+    "top": "top",
     "install": "install",
     "uninstall": "install",
     "mount": "mount",

@@ -13,20 +13,9 @@ import click
 from livepatch.attach.client import Client
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import has_none_of_it
+from livepatch.screens.words import functions_of, warning
 
-from .common import (
-    BLOCKERS,
-    Connect,
-    agent_options,
-    blocker_rows,
-    describe,
-    each_process,
-    functions_of,
-    json_option,
-    output,
-    show_walks,
-    warning,
-)
+from .common import Connect, agent_options, describe, each_process, json_option, output, show_blockers, show_walks
 from .targets import pids_of, targets_option
 
 State = dict[str, Any]
@@ -82,7 +71,7 @@ def check_command(file: Path, selection: Selection, watch: float, connect: Conne
         show_walks(found)
         if found["blocking"]:
             output.say("In the way now, if they stay there:")
-            output.table(BLOCKERS, blocker_rows(found["blocking"]))
+            show_blockers(found["blocking"])
         else:
             output.say("No task is in the way now.")
         return {**found, "stay": _watched(client, found["blocking"], watch) if watch else []}
@@ -173,8 +162,12 @@ def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
         stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
         # Never more than a tenth of the target's time.
         pause = max(min(pause * 2, _LONGEST_PAUSE), 10 * (time.monotonic() - asked))
-    for task in stay:
-        output.warn(warning(task))
+    if stay and output.terminal:
+        output.say("These were there all the time:")
+        show_blockers(stay)
+    else:
+        for task in stay:
+            output.warn(warning(task))
     if not stay:
         output.say("None of them was seen to stay.")
     elif len(stay) < len(tasks):

@@ -11,9 +11,9 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import click
@@ -22,12 +22,9 @@ from livepatch.attach import way
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.attach.processes import NoAccess, Process
 from livepatch.core.model import LivepatchError
+from livepatch.screens.words import BLOCKERS, blocker_rows
 
 DONE, REFUSED, USAGE, STALLED, NO_PROCESS, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-#: Where a terminal is too narrow for a table, no column up to this width is broken. Of what is left, the last one,
-#: which may be a sentence, gets twice the share of the others.
-_SHORT = 12
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -60,24 +57,24 @@ class Output:
         """Rows for a person, in columns."""
         if self.json:
             return
-        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-        if sys.stdout.isatty():
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-
-            console = Console(soft_wrap=False)
-            full = sum(widths) + 2 * len(widths) > console.width
-            drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), expand=full)
-            for column, width in zip(columns, widths, strict=True):
-                share = (2 if column == columns[-1] else 1) if full and width > _SHORT else None
-                drawn.add_column(column, no_wrap=width <= _SHORT, ratio=share, overflow="fold")
-            for row in rows:
-                drawn.add_row(*(Text(cell) for cell in row))
-            console.print(drawn)
+        if self.terminal:
+            self.draw(lambda draw, width: draw.table(columns, rows, width))
             return
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person sits in front of it, and lines may be drawn instead of said."""
+        return not self.json and sys.stdout.isatty()
+
+    def draw(self, drawing: Callable[[ModuleType, int], Any]) -> None:
+        """Draw what a function makes of the module `draw` and the width; only on a terminal."""
+        from livepatch.screens import draw
+
+        console = draw.console()
+        console.print(drawing(draw, console.width))
 
 
 output = Output()
@@ -160,44 +157,12 @@ def each_process(
     return worst
 
 
-def functions_of(obj: dict[str, Any]) -> list[str]:
-    """The functions of a module that a patch changes, and which of them at once: an older agent does not say."""
-    at_once = obj.get("immediate", ())
-    return [f"{name} (immediate)" if name in at_once else name for name in obj["functions"]]
-
-
-def state_of(patch: dict[str, Any]) -> str:
-    """A patch's state in one word, and in transition how far it is."""
-    if patch["transition"]:
-        goal = "patching" if patch["enabled"] else "unpatching"
-        return f"{goal} ({patch['total'] - patch['left']}/{patch['total']})"
-    return "enabled" if patch["enabled"] else "disabled"
-
-
-def task_rows(tasks: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Tasks that wait, in few words: who, and where it sits."""
-    return [[task["kind"], task["name"], _where(task)] for task in tasks]
-
-
-#: The columns of `blocker_rows`.
-BLOCKERS = ("KIND", "TASK", "ORIGIN", "IN", "SINCE", "WHAT WOULD LET IT GO")
-
-
-def blocker_rows(tasks: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Tasks that are in the way, for a table."""
-    return [
-        [task["kind"], task["name"], near(task["origin"]), near(_where(task)), since(task), task["hint"] or "-"]
-        for task in tasks
-    ]
-
-
-def _where(task: dict[str, Any]) -> str:
-    return str((task["blocking"] or task["stack"] or ["-"])[0])
-
-
-def near(text: str) -> str:
-    """The same with file names without their folders, where there is no room for more."""
-    return re.sub(r"\((?:[^()]*/)?([^()/]+:\d+)\)", r"(\1)", text) or "-"
+def show_blockers(tasks: Sequence[dict[str, Any]]) -> None:
+    """Tasks that are in the way, and what would let them go."""
+    if output.terminal:
+        output.draw(lambda draw, width: draw.blockers(tasks))
+    else:
+        output.table(BLOCKERS, blocker_rows(tasks))
 
 
 def show_walks(found: dict[str, Any]) -> None:
@@ -215,22 +180,3 @@ def show_walks(found: dict[str, Any]) -> None:
         for walk in found["instances"]
     ]
     output.table(["CLASS", "INSTANCES", "OBJECTS ON THE HEAP", "STOP"], rows)
-
-
-def since(task: dict[str, Any]) -> str:
-    """For how long a task is known to be in the way."""
-    seconds = task["seconds"]
-    if seconds is None:
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def warning(task: dict[str, Any]) -> str:
-    """What is said of a task that is likely to stay in the way: where it is, since when, and what can be done."""
-    where = (task["blocking"] or [_where(task)])[-1]  # the outermost is the one that it waits for
-    known = (task["seconds"] or 0.0) >= 0.5
-    said = f"has been in {where} for {since(task)}" if known else f"is in {where}"
-    return f"{task['kind']} {task['name']} {said}: {task['hint']}."

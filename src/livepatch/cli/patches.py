@@ -15,19 +15,10 @@ from livepatch.core.model import LivepatchError
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import Operation, Transaction
+from livepatch.screens.words import state_of
 
-from .common import (
-    DONE,
-    REFUSED,
-    Connect,
-    agent_options,
-    json_option,
-    output,
-    show_walks,
-    state_of,
-    task_rows,
-)
-from .settle import NAMED, Confirm, Settling, consequence, never
+from .common import DONE, REFUSED, Connect, agent_options, json_option, output, show_walks
+from .settle import NAMED, Confirm, Settling, consequence, name_blockers, never
 from .targets import targets_option
 
 _PatchFile = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
@@ -281,8 +272,7 @@ def _ask(transaction: Transaction) -> None:
                 f" '{transaction.name}' changes:",
                 err=True,
             )
-        for kind, task, place in task_rows(member.blocking()):
-            click.echo(f"  {kind} {task}: {place}", err=True)
+        name_blockers(member.blocking(), lambda line: click.echo(f"  {line}", err=True), most=None)
     click.confirm(consequence(transaction), abort=True, err=True)
 
 

@@ -13,8 +13,9 @@ import click
 from livepatch.attach import processes, way
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.core.model import LivepatchError
+from livepatch.screens.words import state_of
 
-from .common import DONE, describe, json_option, method_option, output, state_of
+from .common import DONE, describe, json_option, method_option, output
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as env, nohup and the shells have it
 

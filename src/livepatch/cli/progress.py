@@ -1,4 +1,4 @@
-"""How waiting for a transition is shown: a bar on a terminal, else a line now and then."""
+"""How waiting for a transition is shown: a bar on a terminal with those who hold it up, else a line now and then."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from typing import Any
 
 from livepatch.fleet.members import Member
 from livepatch.fleet.transaction import Transaction
+from livepatch.screens.words import task_rows
 
-from .common import output, task_rows
+from .common import output
 
 #: What is shown: how far the transaction is, and who stood in the way at the last look that asked for it.
 Show = Callable[[Transaction, dict[Member, list[dict[str, Any]]]], None]
 
+#: At how many places the slowest tasks are shown, and how many processes: they shall fit on a screen.
+_PLACES, _PROCESSES = 4, 8
+
 
 @contextmanager
-def progress() -> Iterator[Show]:
-    """To be called at every look."""
+def progress(timeout: float) -> Iterator[Show]:
+    """To be called at every look, until so many seconds have passed."""
     if output.json or not sys.stderr.isatty():
         yield _lines()
         return
-    bar = _Bar()
+    bar = _Bar(timeout)
     try:
         yield bar.show
     finally:
@@ -45,49 +49,61 @@ def _lines() -> Show:
 
 
 class _Bar:
-    """A bar of moved tasks, drawn once a transition takes long enough to be seen."""
+    """A bar of moved tasks and what it waits for, drawn once a transition takes long enough to be seen."""
 
     PATIENCE = 0.3
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
         self._begun = time.monotonic()
+        self._timeout = timeout
         self._tasks = _Tasks()
-        self._progress: Any = None
-        self._task: Any = None
+        self._live: Any = None
 
     def show(self, transaction: Transaction, blocking: dict[Member, list[dict[str, Any]]]) -> None:
         total, left = self._tasks.count(transaction)
-        if self._progress is None:
+        if self._live is None:
             if time.monotonic() - self._begun < self.PATIENCE:
                 return
-            self._draw(transaction, total)
-        self._progress.update(
-            self._task,
-            description=_doing(transaction),
-            total=total,
-            completed=total - left,
-            waits=_slowest(blocking),
-        )
+            from rich.live import Live
+
+            from livepatch.screens import draw
+
+            # Drawn at every look; more often there is nothing new.
+            self._live = Live(console=draw.console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(self._drawn(transaction, blocking, total, left), refresh=True)
 
     def stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
 
-    def _draw(self, transaction: Transaction, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def _drawn(
+        self, transaction: Transaction, blocking: dict[Member, list[dict[str, Any]]], total: int, left: int
+    ) -> Any:
+        from rich.console import Group
+        from rich.padding import Padding
+        from rich.text import Text
 
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=40 if transaction.alone else 20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[waits]}", markup=False),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task(_doing(transaction), total=total, waits="")
-        self._progress.start()
+        from livepatch.screens import draw
+
+        seconds = int(time.monotonic() - self._begun)
+        limit = f" of {self._timeout:g}" if self._timeout < 1e6 else ""
+        several = not transaction.alone
+        parts: list[Any] = [Text(_doing(transaction), style="bold")] if several else []
+        what = "  all of them" if several else _doing(transaction)
+        parts.append(draw.progress(f"{what} ", total, left, f"{seconds}{limit} s"))
+        pending = transaction.pending()
+        for member in pending[:_PROCESSES] if several else ():
+            parts.append(draw.progress(f"  process {member.pid} ", *_of(member), _how(member)))
+        if several and len(pending) > _PROCESSES:
+            parts.append(Text(f"  and {len(pending) - _PROCESSES} more processes", style="dim"))
+        for member, tasks in list(blocking.items())[:_PLACES]:
+            if tasks:
+                of = f" of process {member.pid}" if several else ""
+                parts.append(Text(f"waiting for these tasks{of}:" if len(tasks) > 1 else f"waiting for this task{of}:"))
+                places = max(1, _PLACES // len(blocking))
+                parts.append(Padding(draw.blockers(tasks, most=places), (0, 0, 0, 2)))
+        return Group(*parts)
 
 
 class _Tasks:
@@ -103,6 +119,17 @@ class _Tasks:
                 self._totals[member] = max(member.state["total"], self._totals.get(member, 0))
                 left += member.state["left"]
         return sum(self._totals.values()), left
+
+
+def _of(member: Member) -> tuple[int, int]:
+    return (member.state["total"], member.state["left"]) if member.state is not None else (0, 0)
+
+
+def _how(member: Member) -> str:
+    """What is to be known of a process that is not done, besides its tasks."""
+    if member.silent:
+        return "does not answer"
+    return "" if member.in_transition else "was started meanwhile"
 
 
 def _doing(transaction: Transaction) -> str:

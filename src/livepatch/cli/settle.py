@@ -10,27 +10,30 @@ the processes are.
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
-
 from livepatch.attach.processes import NoAccess
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.transaction import Transaction
+from livepatch.screens import words
+from livepatch.screens.words import task_rows, warning
 
-from .common import DONE, INTERRUPTED, REFUSED, STALLED, describe, output, task_rows, warning
+from .common import DONE, INTERRUPTED, REFUSED, STALLED, describe, output
 from .progress import progress
 
 State = dict[str, Any]
 #: Asks whether the tasks that are left shall be forced; what it returns is done.
 Confirm = Callable[[str], bool]
 
-#: How many of the tasks that hold a transition up are named.
-NAMED = 5
+#: How many of the tasks that hold a transition up are asked for, and how many of them are named in lines. On a terminal
+#: those that are alike are told of together, so all of them are.
+NAMED, _LINES = 20, 5
 #: Seconds between two looks, at first and at most, and between two that name who is in the way.
 _FIRST_PAUSE, _LONGEST_PAUSE, _NAMING_PAUSE = 0.005, 0.1, 0.5
 
@@ -55,6 +58,7 @@ class Settling:
         Of one process raises LivepatchError if it refuses, or somebody else reversed it; NoAccess if all have ended.
         """
         transaction = self.transaction
+        terminals = [number for number in (1, 2) if os.isatty(number)]
         with _interruptible():
             try:
                 transaction.begin()
@@ -69,7 +73,9 @@ class Settling:
                         f" so far, and is not patched; load it with --pid {member.pid} when it has."
                     )
                 transaction.conclude()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, OSError) as end:
+                if not _silenced(terminals) and not isinstance(end, KeyboardInterrupt):
+                    raise
                 self._interrupted()
                 return INTERRUPTED
         if all(member.outcome is Outcome.ENDED for member in transaction.members):
@@ -106,7 +112,7 @@ class Settling:
         pause, name_at = _FIRST_PAUSE, begun + _NAMING_PAUSE
         warned: set[tuple[int, str]] = set()
         blocking: dict[Member, list[State]] = {}
-        with progress() as show:
+        with progress(self._timeout) as show:
             while not transaction.refused() or transaction.returning:
                 if transaction.over() or (left := begun + self._timeout - time.monotonic()) <= 0:
                     return
@@ -254,27 +260,33 @@ class Settling:
 
     def _name_blockers(self, member: Member) -> None:
         blocking = member.blocking()
-        for task, (kind, name, where) in zip(blocking, task_rows(blocking), strict=True):
-            output.warn(f"  {kind} {name}: {where}")
-            if task["hint"]:
-                output.warn(f"    {task['hint']}")
-        more = member.state["left"] - len(blocking) if member.state else 0
+        said = name_blockers(blocking, lambda line: output.warn(f"  {line}"))
+        more = member.state["left"] - said if member.state else 0
         if more > 0 and blocking:
             output.warn(f"  and {more} more")
+
+
+def name_blockers(blocking: list[State], say: Callable[[str], None], most: int | None = _LINES) -> int:
+    """Tell who is in the way, on a terminal all of them, else `say` up to so many; how many were told of."""
+    if sys.stderr.isatty() and blocking:
+        from livepatch.screens import draw
+
+        draw.console(stderr=True).print(draw.blockers(blocking))
+        return len(blocking)
+    said = blocking[:most]
+    for task, (kind, name, where) in zip(said, task_rows(said), strict=True):
+        say(f"{kind} {name}: {where}")
+        if task["hint"]:
+            say(f"  {task['hint']}")
+    return len(said)
 
 
 def consequence(transaction: Transaction) -> str:
     """What force would mean, to be confirmed."""
     moving = transaction.moving()
-    left = sum(member.state["left"] for member in moving if member.state)
-    said = "these tasks"
-    if not transaction.alone:
-        said = f"{left} {'task' if left == 1 else 'tasks'} in {len(moving)}"
-        said += " process" if len(moving) == 1 else " processes"
-    said += " will run old and new code side by side"
-    if not transaction.enabled:
-        said += f", and '{transaction.name}' can never be unloaded"
-    return f"After force {said}. Do it?"
+    left = None if transaction.alone else sum(member.state["left"] for member in moving if member.state)
+    said = words.consequence(transaction.name, enabled=transaction.enabled, left=left, processes=len(moving))
+    return f"{said} Do it?"
 
 
 def never(question: str) -> bool:
@@ -316,6 +328,14 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def asked(question: str) -> bool:
-    """The user's own answer."""
-    return click.confirm(question, err=True)
+def _silenced(terminals: list[int]) -> bool:
+    """Whether one of these terminals was closed. Then each word for it is an error, which must not stop the way back:
+    from now on they go nowhere.
+    """
+    gone = [number for number in terminals if not os.isatty(number)]
+    if gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in gone:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
+    return bool(gone)

@@ -10,19 +10,9 @@ import click
 from livepatch.attach.client import Client
 from livepatch.attach.processes import Process
 from livepatch.fleet.selection import Selection
+from livepatch.screens.words import blocker_rows, functions_of, near, state_of, where
 
-from .common import (
-    BLOCKERS,
-    Connect,
-    agent_options,
-    blocker_rows,
-    each_process,
-    functions_of,
-    json_option,
-    near,
-    output,
-    state_of,
-)
+from .common import Connect, agent_options, each_process, json_option, output, show_blockers
 from .targets import pids_of, targets_option
 
 #: How many tasks in the way `status` names.
@@ -96,13 +86,21 @@ def status_command(selection: Selection) -> int:
         blocking = client.call("status", name=changing, blockers=_NAMED)["blocking"] if changing else []
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(client.hello["started"]))
         output.say(f"{_headline(client.process, client.hello['python'])}, started {started}")
-        for patch in patches:
-            _describe(patch)
+        if output.terminal and patches:
+            output.draw(lambda draw, width: draw.patches(patches))
+        else:
+            for patch in patches:
+                _describe(patch)
         if not patches:
             output.say("No patch is loaded.")
         if blocking:
+            if output.terminal:
+                output.say()
             output.say("In the way:")
-            output.table(BLOCKERS, blocker_rows(blocking))
+            show_blockers(blocking)
+            left = sum(patch["left"] for patch in patches if patch["transition"])
+            if output.terminal and left > len(blocking):
+                output.say(f"and {left - len(blocking)} more; `livepatch tasks --pid {client.pid}` lists all.")
         return {"hello": client.hello, "patches": patches, "blocking": blocking}
 
     def unprepared(process: Process) -> dict[str, Any]:
@@ -157,6 +155,15 @@ def _list(tasks: list[dict[str, Any]]) -> None:
         rows = [[task["kind"], task["name"], near(task["origin"]), near((task["stack"] or ["-"])[0])] for task in tasks]
         output.table(["KIND", "NAME", "ORIGIN", "IN"], rows)
         return
+    if output.terminal:
+        waiting = [task for task in tasks if task["hint"] or task["blocking"]]
+        if waiting:
+            output.say("In the way:")
+            show_blockers(waiting)
+            output.say()
+        rest = [task for task in tasks if task not in waiting]
+        output.table(["KIND", "NAME", "ORIGIN", "STATE", "IN"], [_moved(task) for task in rest])
+        return
     tasks = sorted(tasks, key=lambda task: not task["hint"])
     rows = []
     for task, (kind, name, origin, _, waits, hint) in zip(tasks, blocker_rows(tasks), strict=True):
@@ -164,6 +171,10 @@ def _list(tasks: list[dict[str, Any]]) -> None:
             [kind, name, origin, _STATES[task["patch_state"]], near((task["blocking"] or ["-"])[0]), waits, hint]
         )
     output.table(["KIND", "NAME", "ORIGIN", "STATE", "BLOCKED BY", "SINCE", "HINT"], rows)
+
+
+def _moved(task: dict[str, Any]) -> list[str]:
+    return [task["kind"], task["name"], near(task["origin"]), _STATES[task["patch_state"]], near(where(task))]
 
 
 @click.command("dmesg")

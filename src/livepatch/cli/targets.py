@@ -25,11 +25,20 @@ def targets_option(command: _Command) -> _Command:
     """`--pid`, `--tree` and `--name`, all repeatable; the command gets a `selection`, which is never empty."""
 
     @functools.wraps(command)
-    def chosen(*args: Any, **kwargs: Any) -> Any:
-        selection = Selection(*(kwargs.pop(key) for key in ("pids", "trees", "names")))
+    def required(*args: Any, selection: Selection, **kwargs: Any) -> Any:
         if selection == Selection():
             raise click.UsageError("Say which process: --pid N, --tree N or --name TEXT.")
         return command(*args, selection=selection, **kwargs)
+
+    return selection_option(required)  # type: ignore[return-value]
+
+
+def selection_option(command: _Command) -> _Command:
+    """The same for a command that can do without: then its `selection` is empty."""
+
+    @functools.wraps(command)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, selection=Selection(*(kwargs.pop(key) for key in ("pids", "trees", "names"))), **kwargs)
 
     number = click.IntRange(min=1)
     options = (

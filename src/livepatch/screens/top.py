@@ -1,0 +1,346 @@
+"""The screen of `livepatch top`: the processes of the host, and of one of them its patches, who is in the way, and the
+log.
+
+What it shows is what `host` knows at that moment; it is looked at a few times a second, and nothing here ever waits for
+a process. It brings no agent into any: only processes that have one are spoken to.
+
+A process may call itself, its tasks and its patches whatever it likes. So all of that is `Text`; strings would be read
+as Textual's markup.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
+from textual.widgets import DataTable, Footer, Log, Static
+
+from . import draw, words
+from .dialogs import Confirm
+from .host import Host
+from .watch import SILENT, YES, Order, View
+
+#: Seconds between two looks at what the host knows.
+_GLANCE = 0.2
+#: How many places where tasks wait are shown before force is confirmed.
+_PLACES = 4
+#: How much of a command line is shown; some hold a whole program.
+_COMMAND = 300
+
+
+class Top(App[None]):
+    """The screen. `unprepared` shows processes without an agent, too; a key changes that."""
+
+    TITLE = "livepatch top"
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    #summary { height: 1; padding: 0 1; background: $panel; color: $text; }
+    #processes { height: 2fr; min-height: 5; overflow-x: hidden; }
+    #patches { height: auto; min-height: 5; max-height: 8; overflow-x: hidden; }
+    #waiting { height: 3fr; min-height: 5; padding: 0 1; }
+    #log { height: 2fr; min-height: 4; padding: 0 1; overflow-x: hidden; }
+    #processes, #patches, #waiting, #log {
+        border: round $primary; background: $background; border-title-color: $text; scrollbar-size: 1 1;
+        scrollbar-background: $background; scrollbar-color: $primary;
+    }
+    #processes:focus, #patches:focus, #waiting:focus, #log:focus { border: round $accent; }
+    """
+    BINDINGS = [
+        Binding("d", "disable", "Disable"),
+        Binding("r", "reverse", "Reverse"),
+        Binding("f", "force", "Force"),
+        Binding("u", "unload", "Unload"),
+        Binding("a", "unprepared", "All Pythons"),
+        Binding("q", "quit", "Quit"),
+    ]
+
+    def __init__(self, host: Host, *, unprepared: bool = False) -> None:
+        super().__init__()
+        self.host = host
+        self.unprepared = unprepared
+        self._views: dict[str, View] = {}
+        self._cells: dict[str, tuple[str, ...]] = {}
+        self._patches: dict[str, tuple[str, ...]] = {}
+        self._shown: View | None = None
+        self._lines: tuple[str, ...] = ()
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="summary")
+        yield DataTable[Text](id="processes", cursor_type="row")
+        yield DataTable[Text](id="patches", cursor_type="row")
+        with VerticalScroll(id="waiting"):
+            yield Static(id="blockers")
+        yield Log(id="log")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        processes, patches = self._table("#processes"), self._table("#patches")
+        for column in ("PID", "PYTHON", "AGENT", "PATCHES", "LEFT", "COMMAND"):
+            processes.add_column(column, key=column)
+        for column in ("PATCH", "VERSION", "STATE", "TASKS MOVED", "FOR", "FUNCTIONS"):
+            patches.add_column(column, key=column)
+        self.query_one("#processes").border_title = "processes"
+        self.query_one("#log").border_title = "log"
+        processes.focus()
+        self.refresh_views()
+        self.set_interval(_GLANCE, self._glance)
+
+    # -- what is shown -----------------------------------------------------------------------------
+
+    def _glance(self) -> None:
+        with suppress(NoMatches):  # the parts go one after another when the screen is closed
+            self.refresh_views()
+
+    def refresh_views(self) -> None:
+        """Show what is known now."""
+        while self.host.notices:
+            sentence, good = self.host.notices.popleft()
+            self.notify(sentence, severity="information" if good else "warning", timeout=10, markup=False)
+        views = self.host.views(unprepared=self.unprepared)
+        self._views = {str(view.pid): view for view in views}
+        self.query_one("#summary", Static).update(_summary(views))
+        rows = {key: _row(view) for key, view in self._views.items()}
+        table, first = self._table("#processes"), not self._cells
+        _fill(table, self._cells, rows)
+        self._cells = rows
+        if first:
+            table.move_cursor(row=next((at for at, view in enumerate(views) if view.changing), 0))
+        self._show_details()
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        if event.data_table.id == "processes":
+            with suppress(NoMatches):
+                self._show_details()
+
+    def _show_details(self) -> None:
+        view = self.view
+        if self._shown is None or view is None or view.pid != self._shown.pid:
+            self.host.choose(view.pid if view else None)
+        else:
+            self.host.choose(view.pid)  # it may have come anew
+        if view is self._shown:
+            return
+        self._shown = view
+        patches = {patch["name"]: _patch_row(patch) for patch in view.patches} if view else {}
+        table = self._table("#patches")
+        if _fill(table, self._patches, patches) and view:
+            changing = view.changing
+            at = list(patches).index(changing["name"]) if changing else len(patches) - 1
+            table.move_cursor(row=max(at, 0))
+        self._patches = patches
+        table.border_title = _about(view)
+        waiting = self.query_one("#waiting")
+        waiting.border_title = "in the way" if view and view.blocking else "details"
+        self.query_one("#blockers", Static).update(_details(view))
+        self._write_log(view.log if view else ())
+
+    def _write_log(self, lines: tuple[str, ...]) -> None:
+        log, known = self.query_one(Log), len(self._lines)
+        if known and lines[:known] == self._lines:
+            log.write_lines(lines[known:])
+        elif lines != self._lines:
+            log.clear()
+            log.write_lines(lines)
+        self._lines = lines
+
+    # -- what is meant -----------------------------------------------------------------------------
+
+    @property
+    def view(self) -> View | None:
+        """The process under the cursor."""
+        key = _chosen(self._table("#processes"), self._cells)
+        return self._views.get(key) if key is not None else None
+
+    @property
+    def patch(self) -> dict[str, Any] | None:
+        """The patch under the cursor."""
+        name = _chosen(self._table("#patches"), self._patches)
+        return next((patch for patch in self.view.patches if patch["name"] == name), None) if self.view else None
+
+    def _table(self, name: str) -> DataTable[Text]:
+        table: DataTable[Text] = self.query_one(name, DataTable)
+        return table
+
+    # -- what is done ------------------------------------------------------------------------------
+
+    def action_unprepared(self) -> None:
+        """Show or hide the processes that have no agent."""
+        self.unprepared = not self.unprepared
+        self.refresh_views()
+
+    def action_disable(self) -> None:
+        view, patch = self._addressed(), self.patch
+        if view is None:
+            return
+        if patch is None:
+            self._say(f"Process {view.pid} has no patch.")
+        elif patch["transition"] and patch["enabled"]:
+            self.action_reverse()
+        elif not patch["enabled"]:
+            self._say(f"'{patch['name']}' is {words.state_of(patch)} already.")
+        else:
+            name = patch["name"]
+            order = Order("write_enabled", name, True, False, f"'{name}' is being disabled.", "0")
+            self._confirm(view, order, "disable", None, f"Take '{name}' back in process {view.pid}?")
+
+    def action_reverse(self) -> None:
+        view = self._addressed()
+        changing = view.changing if view else None
+        if view is None:
+            return
+        if changing is None:
+            self._say(f"No transition runs in process {view.pid}.")
+            return
+        name, enabled = changing["name"], changing["enabled"]
+        goes, stays = ("taken back", "disabled") if enabled else ("kept", "enabled")
+        order = Order("write_enabled", name, enabled, True, f"'{name}' is being {goes}.", "0" if enabled else "1")
+        question = f"Reverse the transition of '{name}' in process {view.pid}, so that it is {stays} in the end?"
+        self._confirm(view, order, "reverse", None, question)
+
+    def action_force(self) -> None:
+        view = self._addressed()
+        changing = view.changing if view else None
+        if view is None:
+            return
+        if changing is None:
+            self._say(f"No transition runs in process {view.pid}.")
+            return
+        name, enabled = changing["name"], changing["enabled"]
+        said = f"{changing['left']} of {changing['total']} tasks of process {view.pid} are still in code that '{name}'"
+        about = Group(Text(f"{said} changes:"), draw.blockers(view.blocking, most=_PLACES))
+        order = Order("force", name, enabled, True, f"the remaining tasks of '{name}' were forced.")
+        self._confirm(view, order, "force", about, words.consequence(name, enabled=enabled) + " Do it?")
+
+    def action_unload(self) -> None:
+        view, patch = self._addressed(), self.patch
+        if view is None:
+            return
+        if patch is None:
+            self._say(f"Process {view.pid} has no patch.")
+        elif patch["enabled"] or patch["transition"]:
+            self._say(f"'{patch['name']}' is in use; d disables it.")
+        else:
+            name = patch["name"]
+            order = Order("unload", name, False, False, f"'{name}' is unloaded.")
+            self._confirm(view, order, "unload", None, f"Forget '{name}' in process {view.pid}?")
+
+    def _addressed(self) -> View | None:
+        """The process under the cursor, if it can be told something; else it is said why not."""
+        view = self.view
+        if view is None:
+            self._say("There is no process with an agent; `livepatch attach PID` brings one in.")
+        elif view.agent == YES:
+            return view
+        elif view.agent == SILENT:
+            self._say(f"Process {view.pid} does not answer, so it can be told nothing.")
+        else:
+            self._say(f"Process {view.pid} has no agent to be told; `livepatch attach {view.pid}` brings one in.")
+        return None
+
+    def _confirm(self, view: View, order: Order, title: str, about: RenderableType | None, question: str) -> None:
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.host.give(view.pid, order)
+
+        self.push_screen(Confirm(title, about, question), answered)
+
+    def _say(self, sentence: str) -> None:
+        self.notify(sentence, severity="warning", markup=False)
+
+
+def _fill(table: DataTable[Text], before: dict[str, tuple[str, ...]], rows: dict[str, tuple[str, ...]]) -> bool:
+    """Have the table show these rows, with the cursor where it was. Whether other rows have come."""
+    if list(before) == list(rows):
+        columns = list(table.columns)
+        for key, cells in rows.items():
+            for column, old, new in zip(columns, before[key], cells, strict=True):
+                if old != new:
+                    table.update_cell(key, column, _cell(new), update_width=True)
+        return False
+    chosen, row = _chosen(table, before), table.cursor_row
+    table.clear()
+    for name, cells in rows.items():
+        table.add_row(*map(_cell, cells), key=name)
+    table.move_cursor(row=list(rows).index(chosen) if chosen in rows else row)
+    return True
+
+
+def _chosen(table: DataTable[Text], rows: dict[str, tuple[str, ...]]) -> str | None:
+    """The key of the row under the cursor."""
+    return list(rows)[table.cursor_row] if 0 <= table.cursor_row < len(rows) else None
+
+
+def _cell(word: str) -> Text:
+    return Text(word, style=draw.style_of(word), no_wrap=True)
+
+
+def _row(view: View) -> tuple[str, ...]:
+    states = ((patch["name"], words.state_of(patch)) for patch in view.patches)
+    patches = ", ".join(name if state == "enabled" else f"{name} {state}" for name, state in states)
+    left = str(view.changing["left"]) if view.changing else "-"
+    return str(view.pid), view.python, view.agent, patches or "-", left, view.command
+
+
+def _patch_row(patch: dict[str, Any]) -> tuple[str, ...]:
+    moving = patch["transition"]
+    state = words.state_of(patch).partition(" (")[0] + (", forced" if patch["forced"] else "")
+    moved = f"{patch['total'] - patch['left']}/{patch['total']}, {patch['left']} left" if moving else "-"
+    functions = ", ".join(
+        f"{obj['name']}: {', '.join(words.functions_of(obj)) or 'no function'}" for obj in patch["objects"]
+    )
+    return (
+        patch["name"],
+        patch["version"] or "-",
+        state,
+        moved,
+        f"{patch['seconds']:.0f} s" if moving else "-",
+        functions,
+    )
+
+
+def _summary(views: list[View]) -> Text:
+    prepared = [view for view in views if view.answered is not None or view.agent in (YES, SILENT)]
+    changing = sum(view.changing is not None for view in prepared)
+    silent = sum(view.agent == SILENT for view in prepared)
+    enabled = sum(patch["enabled"] and not patch["transition"] for view in prepared for patch in view.patches)
+    said = Text.assemble(("livepatch top ", "bold"), f"  {_count(len(prepared), 'process', 'processes')} with an agent")
+    said.append(f"   {_count(enabled, 'patch', 'patches')} enabled")
+    said.append(f"   {changing} in transition", style="bold yellow" if changing else "")
+    if silent:
+        said.append(f"   {silent} without an answer", style="bold red")
+    return said
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _about(view: View | None) -> Text:
+    if view is None:
+        return Text("no process")
+    started = f", started {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(view.started))}" if view.started else ""
+    return Text(f"process {view.pid}, Python {view.python}{started}")
+
+
+def _details(view: View | None) -> RenderableType:
+    """Who is in the way; and of a process that cannot be asked, why."""
+    if view is None:
+        return Text("No process has an agent. `livepatch run -- COMMAND` starts one with it; a shows all Pythons.")
+    command = view.command if len(view.command) <= _COMMAND else view.command[: _COMMAND - 1] + "…"
+    parts: list[RenderableType] = [Text(command, style="dim")]
+    if view.error:
+        parts.append(Text(view.error, style="red"))
+    if view.agent == SILENT and view.answered is not None:
+        at = time.strftime("%H:%M:%S", time.localtime(time.time() - (time.monotonic() - view.answered)))
+        parts.append(Text(f"What is shown of it is as it was at {at}.", style="red"))
+    if view.blocking:
+        parts.append(draw.blockers(view.blocking, stacks=True))
+    parts += [Text(f"'{each['name']}': {each['description']}") for each in view.patches if each["description"]]
+    return Group(*parts)

@@ -1,0 +1,5 @@
+"""The same services, commands and patches as those of the command line."""
+
+from tests.cli.conftest import lp, occupied, patch, service
+
+__all__ = ["lp", "occupied", "patch", "service"]
