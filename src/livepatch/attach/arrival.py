@@ -38,7 +38,7 @@ _FORK_PATIENCE = 2.0
 
 #: These have the fork take locks, which our imports may want: who waits for us has to do it before that. What is
 #: registered last is called first.
-_FORK_HOOKS = ("core/__init__.py", "agent/__init__.py")
+_FORK_HOOKS = ("core/fork.py", "agent/process.py")
 
 
 class Finder:

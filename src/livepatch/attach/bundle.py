@@ -20,7 +20,7 @@ from .files import Files
 from .processes import Process
 
 #: What travels: what arrives, the public face, and the layers that run in a patched process.
-_TRAVELS = ("attach/arrival.py", "__init__.py", "core", "agent", "archive")
+_TRAVELS = ("attach/arrival.py", "__init__.py", "public.py", "core", "agent", "archive")
 
 _SCRIPT = """\
 def livepatch_attach():
