@@ -6,3 +6,6 @@ administrator.
 
 `process.py` has the one of this process. This file imports nothing: a command needs only what both ends must know.
 """
+
+#: Of the protocol and of what the methods mean; a client speaks to agents of its own number only.
+PROTOCOL = 1

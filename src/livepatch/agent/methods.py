@@ -20,8 +20,8 @@ from livepatch.core import blockers, cpython, instances, log, registry
 from livepatch.core.attributes import process_tree
 from livepatch.core.model import LivepatchError, Patch, PatchStatus, TaskStatus
 
-from . import patchfile
-from .rpc import PROTOCOL, Method
+from . import PROTOCOL, patchfile
+from .rpc import Method
 from .server import Connection
 
 

@@ -16,9 +16,6 @@ from typing import Any
 
 from livepatch.core.model import LivepatchError
 
-#: Of the protocol and of what the methods mean; a client speaks to agents of its own number only.
-PROTOCOL = 1
-
 PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS, INTERNAL_ERROR = -32700, -32600, -32601, -32602, -32603
 REFUSED = -32000  # a LivepatchError: a rule of livepatch said no
 
