@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,6 +103,8 @@ def _error(error: Exception) -> dict[str, Any]:
     else:
         code, number = INTERNAL_ERROR, errno.EIO
         sentence = f"The agent failed with {type(error).__name__}: {error}"
+        import traceback  # most agents never need it
+
         data["traceback"] = "".join(traceback.format_exception(error))
     data.update(errno=number, symbol=errno.errorcode.get(number, str(number)), sentence=sentence)
     return {"code": code, "message": sentence, "data": data}

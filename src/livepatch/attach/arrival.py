@@ -6,7 +6,9 @@ the lock for a switch interval, which is 5 ms. Dozens of modules from a zip take
 
 - All of livepatch is read in one go, compiled already, and made into code by one call that lets nobody in between. What
   is left to come from files is what it uses of the standard library and the program does not.
-- Until everything is imported the switch interval is short.
+- Until everything is imported the switch interval is short. But where somebody is in C code that keeps the lock for
+  longer than that, a short one only has us interrupted after each little step, at the price of one more such call. So
+  then ours are longer turns, too.
 - A fork must not happen meanwhile: the child would inherit import locks whose owner does not exist there, also of
   modules of the standard library, and wait for ever when it imports one. So a fork waits, up to a limit.
 
@@ -32,6 +34,13 @@ _ROOT = "<livepatch>/"
 
 #: In seconds, and such as nobody else chooses: who finds it knows that another attach is under way.
 _SWITCH_INTERVAL = 101e-6
+
+#: Seconds of the processor's time that make a turn of others a long one, and the switch interval then. It is no longer,
+#: since on a busy machine it may be a mistake, whose price is that of one such turn whenever we read a file.
+_LONG_TURN, _LONG_INTERVAL = 0.02, 0.01
+
+#: Seconds for which we let others have their turn, to see how long it is; the next if nobody has woken up in time.
+_LOOKS = (0.001, 0.002, 0.004)
 
 #: Seconds that a fork waits at most: it may itself hold a lock that our imports wait for.
 _FORK_PATIENCE = 2.0
@@ -81,14 +90,39 @@ class Finder:
         return [f"livepatch/{stem}".rstrip("/").replace("/", ".") for stem in stems]
 
 
-def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
+class Turns:
+    """The switch interval while we arrive. Somebody else who changes it meanwhile keeps what they want."""
+
+    def __init__(self) -> None:
+        self._before = sys.getswitchinterval()
+        self._set(_SWITCH_INTERVAL)
+
+    def look(self, clock: Any) -> None:
+        """Find out whether others take long turns."""
+        for seconds in _LOOKS:
+            worked = clock.process_time()
+            clock.sleep(seconds)
+            turn = clock.process_time() - worked
+            if turn > _LONG_TURN:
+                self._set(_LONG_INTERVAL)
+            if turn > seconds / 2:
+                return
+
+    def _set(self, seconds: float) -> None:
+        sys.setswitchinterval(seconds)
+        self._ours = sys.getswitchinterval()  # it is rounded
+
+    def end(self) -> None:
+        if sys.getswitchinterval() == self._ours:
+            sys.setswitchinterval(self._before)
+
+
+def arrive(modules: dict[str, CodeType | bytes], threads: Any, clock: Any) -> None:
     """Start the agent, and import all the rest of livepatch while it already answers.
 
-    `threads` is the interpreter's own `_thread`, whatever the program has made of the usual one.
+    `threads` is the interpreter's own `_thread`, and `clock` its `time`, whatever the program has made of these.
     """
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    short = sys.getswitchinterval()  # it is rounded
+    turns = Turns()
     under_way = threads.allocate_lock()
     under_way.acquire()
     this_thread = threads.get_ident()
@@ -107,14 +141,14 @@ def arrive(modules: dict[str, CodeType | bytes], threads: Any) -> None:
         os.register_at_fork(before=before_fork, after_in_child=in_child)
 
     def take_back() -> None:
-        if sys.getswitchinterval() == short:
-            sys.setswitchinterval(interval)
+        turns.end()
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
 
     finder = Finder(modules, hold_forks_up)
     hold_forks_up()
     try:
+        turns.look(clock)
         sys.meta_path.append(finder)
         try:
             import livepatch
