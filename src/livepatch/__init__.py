@@ -1,14 +1,27 @@
 """Live patching for running Python programs: the public names.
 
-The first that is used brings them all, with the core and the agent and what these install: the handling of forks. Not
-before: the command, which needs little of that, would take twice its time.
+With them come the core and the agent, and the handling of forks, which must be there before the program forks for the
+first time. Only in the command, which patches nobody and needs little of all that, they come when one of them is used:
+else most of a short command's time would go into that.
 """
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .public import *  # noqa: F403
+import sys
 
 __version__ = "0.1.0"
+
+
+def _is_the_command() -> bool:
+    """Whether this process is `livepatch ...` or `python -m livepatch ...`."""
+    program: str = (getattr(sys, "argv", None) or [""])[0]
+    if program == "-m":  # it is just looking for what to run
+        _, _, arguments = " ".join(sys.orig_argv).partition(" -m ")
+        return f"{arguments} ".startswith("livepatch ")
+    return program.rpartition("/")[2] == "livepatch"
+
+
+if not _is_the_command():
+    from .public import *  # noqa: F403
+    from .public import __all__ as __all__
 
 
 def __getattr__(name: str) -> object:

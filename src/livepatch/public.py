@@ -1,4 +1,4 @@
-"""The public names, with all of the core and the agent: what `livepatch/__init__.py` brings when one is used."""
+"""The public names, and with them all of the core and the agent; `livepatch/__init__.py` says when they come."""
 
 from .agent.process import start_agent
 from .core import shadow

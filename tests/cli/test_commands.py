@@ -201,18 +201,26 @@ HEAVY = {"rich", "asyncio", "zipfile", "ctypes", "importlib.metadata", "concurre
     ("arguments", "there", "absent"),
     [
         (["--version"], "livepatch.cli.app", {"livepatch.attach", "livepatch.fleet", "livepatch.archive"}),
-        (["load", "--help"], "livepatch.cli.patches", {"livepatch.archive.format", "livepatch.attach.entry"}),
-        (["load", "--help"], "livepatch.cli.patches", {"livepatch.build", "livepatch.cli.archives"}),
+        (["load", "--help"], "livepatch.cli.settle", {"livepatch.archive.format", "livepatch.attach.entry"}),
+        (["load", "--help"], "livepatch.cli.settle", {"livepatch.build", "livepatch.cli.archives"}),
         (["status", "--pid", "1"], "livepatch.attach.client", {"livepatch.archive.format", "livepatch.attach.entry"}),
     ],
 )
 def test_what_a_command_does_not_need_is_not_imported(arguments, there, absent):
     """Most of a short command's time is imports."""
-    program = f"import sys\nfrom livepatch.cli.app import run\nrun({arguments})\nprint([*sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
+    command = [sys.executable, "-X", "importtime", "-m", "livepatch", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert there in loaded
     assert not loaded & (HEAVY | absent)
+
+
+def test_a_program_has_it_all_from_the_start():
+    """It may fork before it uses any of it, and the child go on with patches and generators that the parent has."""
+    program = "import sys, livepatch; print('livepatch.core.fork' in sys.modules, 'start_agent' in vars(livepatch))"
+    for words in ([], ["-m", "livepatch"], ["livepatch"]):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 def test_the_version_is_that_of_the_package():
