@@ -98,10 +98,12 @@ def load(quick: bool) -> list[Row]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         file = archive(folder)
-        prepared, start = [], []
+        prepared, work, start = [], [], []
         with _process(folder, "service", *livepatch("run", "--")) as pid:
             for _ in range(3 if quick else 15):
-                prepared.append(seconds(livepatch("load", file, "--pid", pid)))
+                wall, worked = cost(livepatch("load", file, "--pid", pid))
+                prepared.append(wall)
+                work.append(worked)
                 subprocess.run(
                     livepatch("disable", "bench", "--unload", "--pid", pid), check=True, stdout=subprocess.DEVNULL
                 )
@@ -111,7 +113,8 @@ def load(quick: bool) -> list[Row]:
         Row(
             "`livepatch load` from the shell into a prepared process, whole command",
             "≤ 300 ms",
-            f"{found:.0f} ms (an empty Python script {statistics.median(start) * 1000:.0f} ms)",
+            f"{found:.0f} ms, {statistics.median(work) * 1000:.0f} ms of the processor (an empty Python script"
+            f" {statistics.median(start) * 1000:.0f} ms)",
             found <= 300,
         )
     ]
