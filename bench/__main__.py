@@ -16,6 +16,7 @@ ROWS = {
     "transition": "calls.in_transition",
     "torn": "torn.torn",
     "enable": "enable.ten_functions",
+    "command": "command.cold_start",
     "load": "command.load",
     "attach": "attach.attach",
     "threads": "crowds.sleeping_threads",

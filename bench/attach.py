@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .command import archive, livepatch, seconds
+from .command import archive, cost, livepatch, seconds
 from .measure import Row
 
 #: What the target does when it has said that it is ready. `service.answer` is what the patch changes.
@@ -38,22 +38,23 @@ def attach(quick: bool) -> list[Row]:
         folder = Path(name)
         file = archive(folder)
         for which, does in _TARGETS.items():
-            found, prepared, start = [], [], []
+            found, work, prepared, start = [], [], [], []
             for number in range(3 if quick else 15):
                 with _target(folder, does) as pid:
-                    found.append(seconds(livepatch("load", file, "--pid", pid)))
+                    wall, worked = cost(livepatch("load", file, "--pid", pid))
+                    found.append(wall), work.append(worked)
                 with _target(folder, does, *livepatch("run", "--")) as pid:
                     prepared.append(seconds(livepatch("load", file, "--pid", pid)))
                 start.append(seconds([sys.executable, "-c", "pass"]))
                 if number == 0:  # it compiles what later rounds find compiled
-                    found.clear(), prepared.clear(), start.clear()
-            middle, plain, least = (statistics.median(times) * 1000 for times in (found, prepared, start))
+                    found.clear(), work.clear(), prepared.clear(), start.clear()
+            middle, works, plain, least = (statistics.median(times) * 1000 for times in (found, work, prepared, start))
             rows.append(
                 Row(
                     f"`livepatch load` from the shell into an unprepared process {which}, whole command",
                     "≤ 500 ms",
-                    f"{middle:.0f} ms (a prepared one {plain:.0f} ms, an empty Python script {least:.0f} ms:"
-                    f" {middle / least:.0f} times that)",
+                    f"{middle:.0f} ms, {works:.0f} ms of the processor (a prepared one {plain:.0f} ms, an empty Python"
+                    f" script {least:.0f} ms: {middle / least:.0f} times that)",
                     middle <= 500,
                 )
             )

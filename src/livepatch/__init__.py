@@ -1,64 +1,40 @@
-"""Live patching for running Python programs: the public names."""
+"""Live patching for running Python programs: the public names.
 
-from .agent import start_agent
-from .core import shadow
-from .core.attributes import tree
-from .core.instances import each_instance
-from .core.log import dmesg
-from .core.model import (
-    Body,
-    Callbacks,
-    Func,
-    LivepatchError,
-    Object,
-    Patch,
-    PatchStatus,
-    State,
-    TaskStatus,
-)
-from .core.modules import unload_module
-from .core.registry import (
-    disable_patch,
-    enable_patch,
-    force_transition,
-    patches,
-    set_redirection,
-    tasks,
-    unload_patch,
-    update_patch_state,
-    wait,
-    write_enabled,
-)
-from .core.state import get_prev_state, get_state
+With them come the core and the agent, and the handling of forks, which must be there before the program forks for the
+first time. Only in the command, which patches nobody and needs little of all that, they come when one of them is used:
+else most of a short command's time would go into that.
+"""
+
+import sys
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Body",
-    "Callbacks",
-    "Func",
-    "LivepatchError",
-    "Object",
-    "Patch",
-    "PatchStatus",
-    "State",
-    "TaskStatus",
-    "disable_patch",
-    "dmesg",
-    "each_instance",
-    "enable_patch",
-    "force_transition",
-    "get_prev_state",
-    "get_state",
-    "patches",
-    "set_redirection",
-    "shadow",
-    "start_agent",
-    "tasks",
-    "tree",
-    "unload_module",
-    "unload_patch",
-    "update_patch_state",
-    "wait",
-    "write_enabled",
-]
+
+def _is_the_command() -> bool:
+    """Whether this process is `livepatch ...` or `python -m livepatch ...`."""
+    program: str = (getattr(sys, "argv", None) or [""])[0]
+    if program == "-m":  # it is just looking for what to run
+        _, _, arguments = " ".join(sys.orig_argv).partition(" -m ")
+        return f"{arguments} ".startswith("livepatch ")
+    return program.rpartition("/")[2] == "livepatch"
+
+
+if not _is_the_command():
+    from .public import *  # noqa: F403
+    from .public import __all__ as __all__
+
+
+def __getattr__(name: str) -> object:
+    names = globals()
+    if "__all__" not in names and (name == "__all__" or not name.startswith("__")):
+        import livepatch.public as public  # `from . import` would ask here for the name, too
+
+        names.update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+    if name in names:
+        return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    __getattr__("__all__")
+    return sorted(globals())

@@ -105,7 +105,7 @@ def test_start_agent_from_many_threads_makes_one():
 def test_waking_from_a_signal_handler():
     """The handler interrupts whatever the main thread does, the start of other threads above all."""
     script = """
-        import signal, livepatch.agent as agent
+        import signal, livepatch.agent.process as agent
         woken = 0
         def handler(*args):
             global woken
@@ -260,7 +260,7 @@ def test_a_program_with_one_thread_forks_with_one_thread(serving):
     """With two it may deadlock, and from 3.12 on it is warned of that."""
     script = f"""
         import os, warnings, livepatch as lp
-        lp.start_agent() if {serving} else lp.agent._agent.wake()
+        lp.start_agent() if {serving} else lp.agent.process._agent.wake()
         while threading.active_count() < 2: pass
         os.register_at_fork(before=lambda: say(len(os.listdir("/proc/self/task"))))
         with warnings.catch_warnings(record=True) as caught:
@@ -332,9 +332,9 @@ def test_a_thread_that_gets_the_ident_of_the_agents_is_a_task():
     script = """
         import _thread, os, time, livepatch as lp
         from livepatch.core.transition import exempt_threads
-        lp.agent._agent.wake()
+        lp.agent.process._agent.wake()
         while threading.active_count() < 2: pass
-        lp.agent._agent.pause()
+        lp.agent.process._agent.pause()
         say(len(exempt_threads), threading.active_count())
     """
     with Target(script) as target:

@@ -76,6 +76,31 @@ def unexpected(*arguments):
 # -- in the target ------------------------------------------------------------------------------------------------
 
 
+#: C code keeps the interpreter to itself, again and again. It says which switch intervals it sees during an arrival.
+HOG = """
+import re
+say("ready")
+seen = set()
+while sys.getswitchinterval() != 0.005 or not seen:
+    re.match("(a+)+$", "a" * 20 + "b")
+    if any(type(finder).__name__ == "Finder" for finder in sys.meta_path): seen.add(sys.getswitchinterval())
+say(*seen)
+hear()
+"""
+
+
+def test_who_keeps_the_interpreter_for_long_has_us_take_longer_turns():
+    """Interrupted after each little step, we would wait for dozens of such calls. On a machine that is busy enough, one
+    that does not wake up in time for its turn goes unnoticed.
+    """
+    seen = []
+    while "0.01" not in seen and len(seen) < 10:
+        with running(HOG) as target:
+            attached(target)
+            seen.append(target.hear())
+    assert seen[-1] == "0.01"
+
+
 def test_it_is_all_there_and_its_way_in_is_gone():
     with running(LOOP) as target:
         attached(target)

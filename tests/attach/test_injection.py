@@ -5,7 +5,9 @@ handled as before. `ran` is what the script has told it; `others_end` lets other
 for only when the script has run.
 """
 
+import ast
 import contextlib
+import subprocess
 import sys
 import textwrap
 import time
@@ -13,6 +15,7 @@ import time
 import pytest
 from tests.agent.targets import Target, eventually
 
+from livepatch.attach import helper
 from livepatch.attach.injector import Injector
 from livepatch.attach.processes import examine
 
@@ -312,3 +315,14 @@ def test_it_runs_once_and_harms_nothing(what, tmp_path):
         assert running_one.target.hear() == "healthy"
         running_one.target.say()
         assert running_one.target.process.wait(60) == 0
+
+
+def test_a_helper_imports_little():
+    """Each attach waits for it to start."""
+    command = helper.command("run", 0, 0, "", 1.0)
+    place = command.index("-c") + 1
+    command[place] = command[place].replace("main(sys.argv[4:])", "print([*sys.modules])")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert "livepatch.attach.injection" in loaded
+    assert not loaded & {"dataclasses", "inspect", "secrets", "subprocess", "pathlib", "socket", "livepatch.core"}

@@ -305,8 +305,9 @@ def test_the_agent_needs_no_other_call_than_those_listed(tmp_path):
     with confined(program, afterwards=script) as target:
         process = examine(target.pid)
         with files_for(process) as files:
-            files.write(files.bundle, bundle.agent(process))
-            files.write(files.script, bundle.script(process, files).encode())
+            agent = bundle.agent(process)
+            files.write(files.bundle, agent)
+            files.write(files.script, bundle.script(process, files, len(agent)).encode())
             target.say(files.inside(files.script))
             eventually(lambda: os.path.exists(f"/tmp/livepatch-{os.geteuid()}/{target.pid}.sock"))
             with Client(target.pid) as client:

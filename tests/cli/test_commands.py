@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import livepatch
 from livepatch.cli.app import COMMANDS
 
 START = "from livepatch.cli import main; main()"
@@ -190,10 +193,37 @@ def test_an_internal_error_is_one_line_and_a_traceback_on_request(monkeypatch, c
     assert "in broken" in capsys.readouterr().err
 
 
-def test_what_a_command_does_not_need_is_not_imported():
+#: What no command needs before it draws, attaches or reads an archive.
+HEAVY = {"rich", "asyncio", "zipfile", "ctypes", "importlib.metadata", "concurrent.futures", "livepatch.core.registry"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "there", "absent"),
+    [
+        (["--version"], "livepatch.cli.app", {"livepatch.attach", "livepatch.fleet", "livepatch.archive"}),
+        (["load", "--help"], "livepatch.cli.settle", {"livepatch.archive.format", "livepatch.attach.entry"}),
+        (["load", "--help"], "livepatch.cli.settle", {"livepatch.build", "livepatch.cli.archives"}),
+        (["status", "--pid", "1"], "livepatch.attach.client", {"livepatch.archive.format", "livepatch.attach.entry"}),
+    ],
+)
+def test_what_a_command_does_not_need_is_not_imported(arguments, there, absent):
     """Most of a short command's time is imports."""
-    program = "import sys\nfrom livepatch.cli.app import run\nrun(['load', '--help'])\nprint([*sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
-    assert "livepatch.cli.patches" in loaded
-    assert not loaded & {"rich", "asyncio", "livepatch.build", "livepatch.attach.entry", "livepatch.cli.archives"}
+    command = [sys.executable, "-X", "importtime", "-m", "livepatch", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert there in loaded
+    assert not loaded & (HEAVY | absent)
+
+
+def test_a_program_has_it_all_from_the_start():
+    """It may fork before it uses any of it, and the child go on with patches and generators that the parent has."""
+    program = "import sys, livepatch; print('livepatch.core.fork' in sys.modules, 'start_agent' in vars(livepatch))"
+    for words in ([], ["-m", "livepatch"], ["livepatch"]):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_the_version_is_that_of_the_package():
+    """The command takes it from the source: to ask for what is installed takes longer than all else."""
+    with open(Path(__file__).parents[2] / "pyproject.toml", "rb") as file:
+        assert tomllib.load(file)["project"]["version"] == livepatch.__version__

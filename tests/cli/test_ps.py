@@ -13,7 +13,7 @@ import pytest
 from tests.agent.targets import Target, eventually
 from tests.attach.test_processes import as_nobody
 
-from livepatch.agent.rpc import PROTOCOL
+from livepatch.agent import PROTOCOL
 from livepatch.attach import processes
 from livepatch.attach.client import Client
 from livepatch.cli import process as commands

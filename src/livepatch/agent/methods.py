@@ -7,7 +7,6 @@ one gets the patch's state and asks again, or follows the events.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import errno
 import os
@@ -20,8 +19,8 @@ from livepatch.core import blockers, cpython, instances, log, registry
 from livepatch.core.attributes import process_tree
 from livepatch.core.model import LivepatchError, Patch, PatchStatus, TaskStatus
 
-from . import patchfile
-from .rpc import PROTOCOL, Method
+from . import PROTOCOL, patchfile
+from .rpc import Method
 from .server import Connection
 
 
@@ -61,7 +60,7 @@ def file(client: Connection, *, name: str) -> dict[str, Any]:
     if name not in patchfile.files:
         raise LivepatchError(errno.ENOENT, f"No patch '{name}' that came from a file is loaded.")
     known, content = patchfile.files[name]
-    return {"file": known, "data": base64.b64encode(content).decode()}
+    return {"file": known, "data": binascii.b2a_base64(content, newline=False).decode()}
 
 
 def check(client: Connection, *, file: str, data: str) -> dict[str, Any]:
@@ -211,7 +210,7 @@ METHODS: dict[str, Method] = {
 def _let_in(data: str, file: str) -> bytes:
     """The bytes of a patch file, if the rules of this process let it in; see `archive/policy.py`."""
     try:
-        content = base64.b64decode(data, validate=True)
+        content = binascii.a2b_base64(data, strict_mode=True)
     except binascii.Error:
         raise LivepatchError(errno.EBADMSG, "The file's bytes did not arrive as base64.") from None
     policy.require(content, file)

@@ -12,7 +12,6 @@ readable.
 from __future__ import annotations
 
 import errno
-import linecache
 import os
 import sys
 from collections.abc import Iterator
@@ -96,7 +95,7 @@ def forget_unloaded() -> None:
     for name, module in sys.modules.copy().items():
         if name.startswith(_MODULES) and getattr(module.__dict__.get("__livepatch__"), "name", None) not in loaded:
             del sys.modules[name]
-            linecache.cache.pop(str(module.__file__), None)
+            _forget_source(str(module.__file__))
 
 
 def _execute(data: bytes, stem: str) -> Patch:
@@ -118,7 +117,13 @@ def _execute(data: bytes, stem: str) -> Patch:
             raise LivepatchError(errno.EINVAL, f"module {stem} is not marked as a livepatch module")
     except LivepatchError:
         del sys.modules[name]
-        linecache.cache.pop(file, None)
+        _forget_source(file)
         raise
     patch.name = patch.name or stem
     return patch
+
+
+def _forget_source(file: str) -> None:
+    import linecache  # by whoever has kept it; the agent answers before
+
+    linecache.cache.pop(file, None)

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import errno
 import json
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from livepatch.core.model import LivepatchError
-
-#: Of the protocol and of what the methods mean; a client speaks to agents of its own number only.
-PROTOCOL = 1
 
 PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS, INTERNAL_ERROR = -32700, -32600, -32601, -32602, -32603
 REFUSED = -32000  # a LivepatchError: a rule of livepatch said no
@@ -107,6 +103,8 @@ def _error(error: Exception) -> dict[str, Any]:
     else:
         code, number = INTERNAL_ERROR, errno.EIO
         sentence = f"The agent failed with {type(error).__name__}: {error}"
+        import traceback  # most agents never need it
+
         data["traceback"] = "".join(traceback.format_exception(error))
     data.update(errno=number, symbol=errno.errorcode.get(number, str(number)), sentence=sentence)
     return {"code": code, "message": sentence, "data": data}

@@ -31,10 +31,10 @@ the system would then hand them to the thread that does not.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found] # the other one makes enumerations of it all
 import atexit
 import errno
 import os
-import signal
 import sys
 import threading
 from collections import deque

@@ -6,7 +6,9 @@ the lock for a switch interval, which is 5 ms. Dozens of modules from a zip take
 
 - All of livepatch is read in one go, compiled already, and made into code by one call that lets nobody in between. What
   is left to come from files is what it uses of the standard library and the program does not.
-- Until everything is imported the switch interval is short.
+- Until everything is imported the switch interval is short. But where somebody is in C code that keeps the lock for
+  longer than that, a short one only has us interrupted after each little step, at the price of one more such call. So
+  then ours are longer turns, too.
 - A fork should not happen meanwhile: the child would inherit import locks whose owner does not exist there, also of
   modules of the standard library, and wait for ever when it imports one. So a fork waits, up to a limit. One that is
   too late to wait, since it has called its hooks and waits for the interpreter's import lock, or that has waited
@@ -34,12 +36,19 @@ _ROOT = "<livepatch>/"
 #: In seconds, and such as nobody else chooses: who finds it knows that another attach is under way.
 _SWITCH_INTERVAL = 101e-6
 
+#: Seconds of the processor's time that make a turn of others a long one, and the switch interval then. It is no longer,
+#: since on a busy machine it may be a mistake, whose price is that of one such turn whenever we read a file.
+_LONG_TURN, _LONG_INTERVAL = 0.02, 0.01
+
+#: Seconds for which we let others have their turn, to see how long it is; the next if nobody has woken up in time.
+_LOOKS = (0.001, 0.002, 0.004)
+
 #: Seconds that a fork waits at most: it may itself hold a lock that our imports wait for.
 _FORK_PATIENCE = 2.0
 
 #: These have the fork take locks, which our imports may want: who waits for us has to do it before that. What is
 #: registered last is called first.
-_FORK_HOOKS = ("core/__init__.py", "agent/__init__.py")
+_FORK_HOOKS = ("core/fork.py", "agent/process.py")
 
 
 class Finder:
@@ -106,15 +115,40 @@ def _disinherit(thread: int) -> None:
             sys.modules.pop(name, None)
 
 
-def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", main_thread: "int | None") -> None:
+class Turns:
+    """The switch interval while we arrive. Somebody else who changes it meanwhile keeps what they want."""
+
+    def __init__(self) -> None:
+        self._before = sys.getswitchinterval()
+        self._set(_SWITCH_INTERVAL)
+
+    def look(self, clock: "Any") -> None:
+        """Find out whether others take long turns."""
+        for seconds in _LOOKS:
+            worked = clock.process_time()
+            clock.sleep(seconds)
+            turn = clock.process_time() - worked
+            if turn > _LONG_TURN:
+                self._set(_LONG_INTERVAL)
+            if turn > seconds / 2:
+                return
+
+    def _set(self, seconds: float) -> None:
+        sys.setswitchinterval(seconds)
+        self._ours = sys.getswitchinterval()  # it is rounded
+
+    def end(self) -> None:
+        if sys.getswitchinterval() == self._ours:
+            sys.setswitchinterval(self._before)
+
+
+def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any", main_thread: "int | None") -> None:
     """Start the agent, and import all the rest of livepatch while it already answers.
 
-    `threads` is the interpreter's own `_thread`, whatever the program has made of the usual one; `main_thread` is the
-    ident of the main thread, if that is not the one that has called the script.
+    `threads` is the interpreter's own `_thread`, and `clock` its `time`, whatever the program has made of these;
+    `main_thread` is the ident of the main thread, if that is not the one that has called the script.
     """
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    short = sys.getswitchinterval()  # it is rounded
+    turns = Turns()
     under_way = threads.allocate_lock()
     under_way.acquire()
     this_thread = threads.get_ident()
@@ -128,16 +162,12 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", main_thread: 
         if arriving and threads.get_ident() != this_thread:
             arriving.clear()
             _disinherit(this_thread)
-            restore_interval()
+            turns.end()
             if not finder.brought("livepatch"):  # else an agent of this child may still import the rest
                 give_up()
 
     def hold_forks_up() -> None:
         posix.register_at_fork(before=before_fork, after_in_child=in_child)
-
-    def restore_interval() -> None:
-        if sys.getswitchinterval() == short:
-            sys.setswitchinterval(interval)
 
     def give_up() -> None:
         for name in finder.names():
@@ -152,6 +182,7 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", main_thread: 
     finder = Finder(modules, hold_forks_up)
     hold_forks_up()
     try:
+        turns.look(clock)
         sys.meta_path.append(finder)
         try:
             if main_thread is not None:
@@ -168,6 +199,6 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", main_thread: 
         modules.clear()
     finally:
         go()
-        restore_interval()
+        turns.end()
         arriving.clear()
         under_way.release()

@@ -20,32 +20,37 @@ from .files import Files
 from .processes import Process
 
 #: What travels: what arrives, the public face, and the layers that run in a patched process.
-_TRAVELS = ("attach/arrival.py", "__init__.py", "core", "agent", "archive")
+_TRAVELS = ("attach/arrival.py", "__init__.py", "public.py", "core", "agent", "archive")
 
 _SCRIPT = """\
 def livepatch_attach(main_thread):
     import posix, sys
     if posix.getpid() != {pid}:
         return
-    # Not the `_thread` that gevent and others may have changed.
-    spec = sys.modules["_thread"].__spec__
-    threads = spec.loader.create_module(spec)
-    spec.loader.exec_module(threads)
+    def own(spec):
+        # Not the `_thread` that gevent and others may have changed, nor their `time`.
+        module = spec.loader.create_module(spec)
+        spec.loader.exec_module(module)
+        return module
+    threads, clock = (own(sys.modules[name].__spec__) for name in ("_thread", "time"))
     def start():
         try:
-            import marshal
+            import marshal, posix
             from _frozen_importlib_external import MAGIC_NUMBER
             try:
-                file = open({bundle!r}, "rb")
+                file = posix.open({bundle!r}, posix.O_RDONLY | posix.O_CLOEXEC)
                 posix.unlink({bundle!r})
             except FileNotFoundError:
                 return  # two ways in were tried, and the other has it; or nobody waits for us any more
-            with file:
-                sources, magic, modules = marshal.loads(file.read())
+            try:
+                # Each of these steps may cost a turn of somebody who keeps the interpreter for long.
+                sources, magic, modules = marshal.loads(posix.read(file, {size}))
+            finally:
+                posix.close(file)
             modules = marshal.loads(modules) if magic == MAGIC_NUMBER else sources
             names = {{"__name__": "livepatch.attach.arrival"}}
             exec(modules.pop("attach/arrival.py"), names)
-            names["arrive"](modules, threads, main_thread)
+            names["arrive"](modules, threads, clock, main_thread)
         except BaseException as error:
             try:
                 with open({failure!r}, "r+") as file:  # made for us, as long as somebody waits
@@ -90,8 +95,11 @@ def _sources(package: Path) -> list[Path]:
     return found
 
 
-def script(process: Process, files: Files) -> str:
-    return _SCRIPT.format(pid=process.inner_pid, bundle=files.inside(files.bundle), failure=files.inside(files.failure))
+def script(process: Process, files: Files, size: int) -> str:
+    """What the process runs, when its bundle is there, of so many bytes."""
+    return _SCRIPT.format(
+        pid=process.inner_pid, bundle=files.inside(files.bundle), size=size, failure=files.inside(files.failure)
+    )
 
 
 def request(files: Files) -> str:

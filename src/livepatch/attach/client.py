@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from livepatch.agent.rpc import PROTOCOL
+from livepatch.agent import PROTOCOL
 from livepatch.archive import policy
 from livepatch.core.model import LivepatchError
 

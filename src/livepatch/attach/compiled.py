@@ -20,7 +20,6 @@ import hashlib
 import importlib.util
 import marshal
 import os
-import secrets
 import stat
 import subprocess
 from collections.abc import Mapping
@@ -158,7 +157,7 @@ def _read(name: str, directory: int) -> bytes:
 
 def _write(name: str, data: bytes, directory: int) -> None:
     """Keep it, instead of what other releases had for the same version of Python, and of what was never finished."""
-    new = f"new-{secrets.token_hex(8)}"
+    new = f"new-{os.urandom(8).hex()}"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
     try:
         with open(descriptor, "wb") as file:

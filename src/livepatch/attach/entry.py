@@ -70,8 +70,9 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
             files.write(files.failure, b"")
-            files.write(files.bundle, bundle.agent(process))
-            files.write(files.script, bundle.script(process, files).encode())
+            agent = bundle.agent(process)
+            files.write(files.bundle, agent)
+            files.write(files.script, bundle.script(process, files, len(agent)).encode())
             return _await_agent(process, files, ways, timeout)
     except OSError:
         if alive(pid):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -26,7 +25,7 @@ class Files:
     """Our files in the target's socket directories, by name; each is put into the first of them that takes it."""
 
     def __init__(self, process: Process) -> None:
-        stem = f"{process.inner_pid}.{secrets.token_hex(4)}"
+        stem = f"{process.inner_pid}.{os.urandom(4).hex()}"
         self.bundle = f"{stem}.agent"
         self.script = f"{stem}.py"
         self.request = f"{stem}.request.py"

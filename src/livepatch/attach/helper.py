@@ -4,6 +4,9 @@ It is a fresh interpreter with nothing of this package but `injection` and what 
 deaf to what a terminal sends. The command tells it the rest on its command line; it answers with one line of JSON,
 and ends: `{}` when the target has begun to run the script, else the error. When the command takes its end of the pipe
 away, or dies, the helper lets go of the target and ends at once.
+
+Every attach waits for its start, most of which is imports: neither `dataclasses`, which needs half of the tools for
+source code, nor `secrets` is worth that here.
 """
 
 from __future__ import annotations

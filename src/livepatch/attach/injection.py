@@ -33,12 +33,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import secrets
 import struct
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .borrowing import Borrowing, Contended
 from .processor import Processor, Refusal
@@ -91,8 +90,7 @@ MARK = "livepatch-attach"
 RUN, WAKE, HELP = "run", "wake", "help"
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """Our mapping in the target."""
 
     base: int
@@ -301,7 +299,7 @@ class Injection:
         size = unit + -(-(_DATA.size + 3 * len(_RUN) + 512 + 8 * len(self._script)) // unit) * unit
         private_anonymous = 0x22
         base = self._system_call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, private_anonymous, 2**64 - 1, 0)
-        page = Page(base, size, base + unit, secrets.token_bytes(16))
+        page = Page(base, size, base + unit, os.urandom(16))
         self._page = page
         functions = ("PyGILState_Ensure", "PyGILState_Release", "PyRun_SimpleString", "PyThread_start_new_thread")
         addresses = [self._python.addresses[name] for name in functions]

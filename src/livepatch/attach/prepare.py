@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SITE = str(Path(__file__).resolve().parent / "site")
+_SITE_ENDS = os.fsencode(os.path.join("livepatch", "attach", "site"))
 
 
 def environment(original: Mapping[str, str]) -> dict[str, str]:
@@ -22,6 +23,19 @@ def environment(original: Mapping[str, str]) -> dict[str, str]:
     if path.split(os.pathsep)[0] != SITE:
         path = SITE + os.pathsep + path if path else SITE
     return {**original, "PYTHONPATH": path}
+
+
+def is_prepared(pid: int) -> bool:
+    """Whether a process was started in such an environment, by this livepatch or another one; not so if that cannot be
+    seen.
+    """
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:
+        return False
+    paths = [entry.removeprefix(b"PYTHONPATH=") for entry in entries if entry.startswith(b"PYTHONPATH=")]
+    return any(path.split(os.pathsep.encode())[0].endswith(_SITE_ENDS) for path in paths)
 
 
 def run(command: list[str]) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 
 class Refusal(OSError):
@@ -20,8 +19,7 @@ class Refusal(OSError):
         return str(self.strerror)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The system call in which a thread was stopped, and what it gave.
 
     The kernel's own codes say what becomes of a call that was interrupted: `restarts`, it is made again as if nothing
@@ -31,8 +29,13 @@ class Call:
     name: str
     result: int
 
-    restarts = property(lambda self: self.result in (-512, -513, -514))
-    resumes = property(lambda self: self.result == -516)
+    @property
+    def restarts(self) -> bool:
+        return self.result in (-512, -513, -514)
+
+    @property
+    def resumes(self) -> bool:
+        return self.result == -516
 
     @property
     def begins(self) -> bool:
@@ -72,8 +75,7 @@ class Registers(Protocol):
         """The same, its system call having returned that a signal handler has run (EINTR)."""
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A signal handler's frame: where it goes, what is in it, and the code to which the handler returns."""
 
     address: int

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -161,6 +160,8 @@ def examine(pid: int, calls: Iterable[Call]) -> str | None:
 def read(pid: int) -> list[bytes]:
     """The filters of a process's main thread, oldest first. Raises OSError if they cannot be read."""
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("filters.py")), str(pid)]
+    import subprocess
+
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env={}, check=True)
     except subprocess.SubprocessError as error:

@@ -13,8 +13,7 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .processor import Refusal
 
@@ -52,8 +51,7 @@ class Memory:
         return struct.unpack(layout, self.read(address, struct.calcsize(layout)))
 
 
-@dataclass(frozen=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A line of /proc/PID/maps."""
 
     start: int
@@ -180,13 +178,13 @@ class Image:
             yield from range(count)
 
 
-@dataclass
 class Python:
     """The interpreter in a process: where its functions are, by name, and what file it is."""
 
-    path: str
-    maps: Maps
-    addresses: dict[str, int] = field(default_factory=dict)
+    def __init__(self, path: str, maps: Maps, addresses: dict[str, int]) -> None:
+        self.path = path
+        self.maps = maps
+        self.addresses = addresses
 
     def owns(self, mapping: Mapping) -> bool:
         """Whether code there is the interpreter's own, or that of a module of its standard library.
@@ -230,7 +228,7 @@ def find_python(memory: Memory, machine: int, needed: tuple[str, ...], useful: t
                 python.addresses[name] = address
         return _complete(python, pid, needed)
     if executable in bases:
-        python = Python(executable, maps)
+        python = Python(executable, maps, {})
         with open(f"/proc/{pid}/exe", "rb") as file:
             bias = Image(memory, bases[executable], machine).bias
             found = _debugging_symbols(file, {name.encode() for name in needed + useful})

@@ -13,8 +13,8 @@ import errno
 import os
 import signal
 import time
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from .processor import Processor, Registers
 
@@ -49,8 +49,7 @@ class Why(Enum):
     STOPPED = "its process is stopped (SIGSTOP, or job control)"
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(NamedTuple):
     why: Why
     number: int
 

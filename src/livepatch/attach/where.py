@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .processor import Processor
 from .symbols import Image, Mapping, Maps, Memory, Python
@@ -37,8 +36,7 @@ _ROOM = 0x10000
 _FUTEX_COMMAND, _FUTEX_WAIT_BITSET = 0x7F, 9
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """What a stopped thread does, and the registers with which it shall go on."""
 
     registers: Any

@@ -6,14 +6,17 @@ import errno
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from livepatch.attach.processes import NoAccess
+from livepatch import __version__
 from livepatch.core.model import LivepatchError
-from livepatch.fleet.transaction import Refused
 
 from .common import INTERRUPTED, NO_PROCESS, REFUSED, USAGE, describe, output
+
+if TYPE_CHECKING:
+    from livepatch.fleet.transaction import Refused
 
 #: Where each command lives, in the order of the help.
 COMMANDS = {
@@ -57,7 +60,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="livepatch")
+@click.version_option(__version__)
 def livepatch() -> None:
     """Change the code of running Python processes, without a restart.
 
@@ -83,12 +86,8 @@ def run(arguments: list[str]) -> int:
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return failed(INTERRUPTED, errno.EINTR, "Interrupted.")
-    except NoAccess as error:
-        return failed(NO_PROCESS, error.errno or errno.ESRCH, str(error), error)
-    except Refused as error:
-        return several(error)
     except LivepatchError as error:
-        return failed(REFUSED, error.errno or errno.EINVAL, str(error), error)
+        return refused(error)
     except click.ClickException as error:
         return failed(REFUSED, errno.EINVAL, error.format_message())
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -102,6 +101,18 @@ def run(arguments: list[str]) -> int:
         if not _debugging():
             sentence += " (LIVEPATCH_DEBUG=1 shows where)"
         return failed(REFUSED, errno.EIO, sentence, error)
+
+
+def refused(error: LivepatchError) -> int:
+    """The same, where livepatch itself said no."""
+    from livepatch.attach.processes import NoAccess
+    from livepatch.fleet.transaction import Refused
+
+    if isinstance(error, Refused):
+        return several(error)
+    if isinstance(error, NoAccess):
+        return failed(NO_PROCESS, error.errno or errno.ESRCH, str(error), error)
+    return failed(REFUSED, error.errno or errno.EINVAL, str(error), error)
 
 
 def failed(status: int, number: int, sentence: str, error: BaseException | None = None) -> int:
@@ -129,6 +140,8 @@ def several(error: Refused) -> int:
         for member in error.members
     ]
     output.result({"error": describe(error.errno or errno.EINVAL, str(error)), "processes": processes})
+    from livepatch.attach.processes import NoAccess
+
     gone = all(isinstance(reason, NoAccess) for reason in error.errors.values())
     return NO_PROCESS if gone else REFUSED
 

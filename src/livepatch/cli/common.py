@@ -3,7 +3,7 @@
 Output is made for a person at a terminal, for a pipe (the same words, nothing cut off, no color) and,
 with `--json`, for a program: then stdout has exactly one JSON document, also when the command fails, and
 the sentence for the person goes to stderr as ever. `rich` is imported only where something is drawn on a
-terminal.
+terminal, and what speaks to processes only by commands that do.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from livepatch.attach import way
-from livepatch.attach.client import Client, NotPrepared
-from livepatch.attach.processes import NoAccess, Process
 from livepatch.core.model import LivepatchError
 from livepatch.screens.words import BLOCKERS, blocker_rows
+
+if TYPE_CHECKING:
+    from livepatch.attach.client import Client
+    from livepatch.attach.processes import Process
 
 DONE, REFUSED, USAGE, STALLED, NO_PROCESS, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -96,15 +97,20 @@ def json_option(command: _Command) -> _Command:
     )(command)
 
 
-Connect = Callable[[int], Client]
+Connect = Callable[[int], "Client"]
 
-method_option = click.option(
-    "--method",
-    type=click.Choice(way.METHODS),
-    default=way.AUTO,
-    show_default=True,
-    help="Insist on one way into a process that was not prepared.",
-)
+
+def method_option(command: _Command) -> _Command:
+    """`--method`."""
+    from livepatch.attach import way
+
+    return click.option(
+        "--method",
+        type=click.Choice(way.METHODS),
+        default=way.AUTO,
+        show_default=True,
+        help="Insist on one way into a process that was not prepared.",
+    )(command)
 
 
 def agent_options(command: _Command) -> _Command:
@@ -116,6 +122,8 @@ def agent_options(command: _Command) -> _Command:
     def with_agent(*arguments: Any, method: str, no_attach: bool, **options: Any) -> Any:
         def connect(pid: int) -> Client:
             if no_attach:
+                from livepatch.attach.client import Client
+
                 return Client(pid)
             from livepatch.attach import entry
 
@@ -129,7 +137,7 @@ def agent_options(command: _Command) -> _Command:
 def each_process(
     pids: Sequence[int],
     look: Callable[[Client], dict[str, Any]],
-    connect: Connect = Client,
+    connect: Connect | None = None,
     unprepared: Callable[[Process], dict[str, Any]] | None = None,
 ) -> int:
     """Have a look at several processes, one after another; what one refuses does not keep us from the next.
@@ -137,13 +145,16 @@ def each_process(
     Where there is no agent, `unprepared` knows the answer, if it is given. The JSON is a list with one object for each
     process, whether there is one or many. One with an `error` counts as refused.
     """
+    from livepatch.attach.client import Client, NotPrepared
+    from livepatch.attach.processes import NoAccess
+
     results: list[dict[str, Any]] = []
     worst = DONE
     for position, pid in enumerate(dict.fromkeys(pids)):
         if position:
             output.say()
         try:
-            with connect(pid) as client:
+            with (connect or Client)(pid) as client:
                 results.append({"pid": pid, "prepared": True, **look(client)})
             worst = max(worst, REFUSED if results[-1].get("error") else DONE)
         except LivepatchError as error:

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from livepatch.archive import format
 from livepatch.attach.client import as_params
 from livepatch.core.model import LivepatchError
 from livepatch.fleet.members import Member, Outcome
@@ -98,10 +97,16 @@ def _unconfirmed() -> LivepatchError:
 
 def _may_walk(file: Path) -> bool:
     """Whether the patch may go through live instances; a needless check does no harm."""
-    try:
-        written = file.read_bytes() if file.suffix == ".py" else format.read(file.read_bytes()).hooks or b""
-    except LivepatchError:  # the process says why it refuses that
-        return False
+    written = file.read_bytes()
+    if file.suffix != ".py":
+        if b"hooks.py" not in written:  # nor is it the name of a member
+            return False
+        from livepatch.archive import format
+
+        try:
+            written = format.read(written).hooks or b""
+        except LivepatchError:  # the process says why it refuses that
+            return False
     return b"instance" in written
 
 

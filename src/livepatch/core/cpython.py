@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib._bootstrap as _bootstrap
 import importlib._bootstrap_external as _bootstrap_external
-import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -47,7 +46,7 @@ THREAD_STARTER = "_start_joinable_thread" if hasattr(threading, "_start_joinable
 def unsupported() -> str | None:
     """Why this interpreter cannot be patched live, as one sentence, or None."""
     if sys.implementation.name != "cpython":
-        return f"livepatch needs CPython, and this is {platform.python_implementation()}."
+        return f"livepatch needs CPython, and this is {sys.implementation.name}."
     if VERSION < (3, 11):
         return "livepatch needs CPython 3.11 or newer."
     if not getattr(sys, "_is_gil_enabled", lambda: True)():

@@ -114,7 +114,5 @@ def _in_child() -> None:
         lists.mutex.start_over()
 
 
-def install() -> None:
-    """To be called once, when livepatch is imported."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -14,15 +14,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from livepatch.attach.client import Client, NotPrepared
-from livepatch.attach.processes import NoAccess, alive
+from livepatch.attach import prepare
+from livepatch.attach.client import Client, NotPrepared, listens
+from livepatch.attach.processes import NoAccess, alive, examine
 from livepatch.core.model import LivepatchError
 
 from .selection import Found
 
 State = dict[str, Any]
 
-#: Seconds in which a process that was just started may get its agent: importing it takes a while where all are busy.
+#: Seconds in which a process that was just started may get its agent, if it is to get one by itself: importing it takes
+#: a while where all are busy.
 CHILDHOOD = 5.0
 #: Seconds that a stopped process is waited for; it answers when it goes on, which may be never.
 _STOPPED = 1.0
@@ -119,7 +121,7 @@ class Member:
             try:
                 self.client = Client(self.pid)
             except NotPrepared:
-                if self.found.age() > CHILDHOOD:
+                if self.found.age() > CHILDHOOD or not self._expects_agent():
                     self.client = connect(self.pid)
                 elif wait:
                     time.sleep(0.01)
@@ -128,6 +130,17 @@ class Member:
                     return False
             self.before = self.client.call("list")
             return True
+
+    def _expects_agent(self) -> bool:
+        """Whether it will start one by itself, or was forked from one that has one. Whoever calls `start_agent()` later
+        is not known, and finds that an agent is there.
+        """
+        if prepare.is_prepared(self.pid):
+            return True
+        try:
+            return listens(examine(self.found.parent))
+        except LivepatchError:
+            return False
 
     def reconnect(self) -> None:
         """Forget what was asked, whose answers may be half read."""

@@ -42,7 +42,8 @@ if hasattr(sys, "exception") and sys.implementation.name == "cpython":
     try:
         _start_agent()
     except Exception as _error:
-        if not hasattr(sys.modules.get("livepatch"), "start_agent"):  # it is there in part, or not at all
+        # It is there in part, or not at all. To ask for the name would be to import it once more.
+        if "start_agent" not in getattr(sys.modules.get("livepatch"), "__dict__", ()):
             for _name in [name for name in sys.modules if name.partition(".")[0] == "livepatch"]:
                 del sys.modules[_name]
         if type(_error).__name__ == "StartRefused":
