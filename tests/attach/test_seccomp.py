@@ -26,10 +26,9 @@ from tests.attach.filters import (
     instruction,
 )
 
-from livepatch.attach import bundle, entry, seccomp
+from livepatch.attach import entry, seccomp, way
 from livepatch.attach.client import Client
-from livepatch.attach.files import files_for
-from livepatch.attach.processes import NoAccess, examine
+from livepatch.attach.processes import NoAccess
 from livepatch.core import cpython
 
 pytestmark = [
@@ -40,7 +39,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
-CALLS = (*seccomp.CODE, *seccomp.AGENT)
+CALLS = (*seccomp.CODE, *seccomp.agent(cpython.VERSION))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -289,31 +288,54 @@ def test_strict_mode_is_refused():
 # -- the list of calls is whole ------------------------------------------------------------------------
 
 
-def test_the_agent_needs_no_other_call_than_those_listed(tmp_path):
-    """It starts, answers, and loads a patch in a process that is killed for any other."""
-    listed = {number for call in seccomp.AGENT for number in call.x86_64}
-    own = {number for call in seccomp.CODE for number in call.x86_64} | {13, 231, 35}  # of the target itself
-    program = assemble([(number, ALLOW) for number in sorted(listed | own)], default=KILL)
+#: A process may do nothing but what is listed, and what is its own: to look at signals, to sleep, and to end.
+STRICT = assemble(
+    [(number, ALLOW) for number in sorted({13, 231, 35} | {number for call in CALLS for number in call.x86_64})],
+    default=KILL,
+)
+PATCH = """
+import livepatch as lp
+__livepatch__ = lp.Patch("", [lp.Object(None, [lp.Func("f", lambda: "new")])])
+"""
+
+
+@pytest.mark.parametrize("method", [*([way.REMOTE_EXEC] if cpython.REMOTE_EXEC else []), way.PENDING_CALL])
+def test_an_attach_and_the_agent_need_no_other_call_than_those_listed(tmp_path, method):
+    """All that an administrator does is done in a process that is killed for any other."""
     patch = tmp_path / "fix.py"
-    patch.write_text(
-        "import livepatch as lp\n__livepatch__ = lp.Patch('', [lp.Object(None, [lp.Func('f', lambda: 'new')])])\n"
-    )
-    script = """exec(open(hear()).read())
-    def f(): return "old"
+    patch.write_text(PATCH)
+    script = """def f(): return "old"
     while hear(): say(f())
     """
-    with confined(program, afterwards=script) as target:
-        process = examine(target.pid)
-        with files_for(process) as files:
-            files.write(files.bundle, bundle.agent(process))
-            files.write(files.script, bundle.script(process, files).encode())
-            target.say(files.inside(files.script))
-            eventually(lambda: os.path.exists(f"/tmp/livepatch-{os.geteuid()}/{target.pid}.sock"))
-            with Client(target.pid) as client:
-                assert client.send_file("load", patch)["enabled"]
-                assert client.call("tasks")
-                target.say("?")
-                assert target.hear() == "new"
+    with confined(STRICT, afterwards=script) as target, entry.attach(target.pid, timeout=60, method=method) as client:
+        target.say("?")
+        assert target.hear() == "old"
+        client.call("subscribe")
+        assert client.send_file("check", patch)
+        assert client.send_file("load", patch)["enabled"]
+        name = client.call("list")[0]["name"]
+        eventually(lambda: not client.call("status", name=name, blockers=5)["transition"])
+        target.say("?")
+        assert target.hear() == "new"
+        assert client.call("tasks")
+        assert client.call("still") == []
+        assert client.call("file", name=name)
+        assert name in client.call("tree_listdir", path="livepatch")
+        with Client(target.pid) as another:
+            assert another.call("tree_read", path=f"livepatch/{name}/enabled") == "1"
+        client.call("write_enabled", name=name, value="0")
+        eventually(lambda: not client.call("status", name=name)["transition"])
+        client.call("unload", name=name)
+        assert client.call("dmesg")
+        target.say("?")
+        assert target.hear() == "old"
+
+
+def test_a_wait_of_another_name_is_seen(root):
+    """Python 3.15 waits with ppoll."""
+    waits, does_not = (7, 271) if cpython.VERSION < (3, 15) else (271, 7)
+    assert "would kill it for" in sentence(assemble([(waits, KILL)]))[0]
+    assert sentence(assemble([(does_not, KILL)]))[0] is None
 
 
 # -- attaches ------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-    ways = _through_filters(pid, way.into(process, method))
+    ways = _through_filters(process, way.into(process, method))
     try:
         with _alone(process, timeout), files_for(process) as files:
             with suppress(NotPrepared):
@@ -79,9 +79,10 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _through_filters(pid: int, ways: tuple[str, ...]) -> tuple[str, ...]:
+def _through_filters(process: Process, ways: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the ways that the process's system call filters leave. Raises NoAccess if that is none."""
-    refusal = seccomp.examine(pid, seccomp.AGENT)
+    pid = process.pid
+    refusal = seccomp.examine(pid, seccomp.agent(process.version))
     if not refusal and way.PENDING_CALL in ways:
         refusal = seccomp.examine(pid, seccomp.CODE)
         if refusal and way.REMOTE_EXEC in ways:
