@@ -31,13 +31,10 @@ from livepatch.attach.client import Client
 from livepatch.attach.processes import NoAccess
 from livepatch.core import cpython
 
-pytestmark = [
-    pytest.mark.skipif(
-        platform.machine() != "x86_64" or sys.platform != "linux",
-        reason="the filters of these tests are for Linux on x86-64",
-    ),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or sys.platform != "linux",
+    reason="the filters of these tests are for Linux on x86-64",
+)
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
 CALLS = (*seccomp.CODE, *seccomp.agent(cpython.VERSION))
 
@@ -130,6 +127,8 @@ def random_program(choose):
     return start + instruction(0x00, 0) + instruction(0x01, 1) + code
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_it_computes_what_the_kernel_computes():
     choose = random.Random(6)
     for _ in range(200):
@@ -141,6 +140,7 @@ def test_it_computes_what_the_kernel_computes():
         assert answers(program, NUMBER, arguments) == ours & 0xFFFF, program.hex()
 
 
+@pytest.mark.once
 def test_dividing_by_zero_kills():
     program = instruction(0x01, 0) + instruction(0x3C) + instruction(0x06, ALLOW)
     assert seccomp.run(program, bytes(64)) == KILL_THREAD
@@ -149,12 +149,14 @@ def test_dividing_by_zero_kills():
 # -- verdicts ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_what_is_read_is_what_was_installed(root):
     first, second = assemble([(900, TRAP)]), assemble([(901, errno_of(1), 2, 0xFF, 7)])
     with confined(first, second) as target:
         assert seccomp.read(target.pid) == [first, second]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "program",
     [
@@ -173,6 +175,7 @@ def test_what_an_attach_can_live_with(root, program):
     assert sentence(program)[0] is None
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("program", "words"),
     [
@@ -200,11 +203,13 @@ def test_what_it_cannot(root, program, words):
     )
 
 
+@pytest.mark.once
 def test_the_strictest_of_several_filters_counts(root):
     assert sentence(assemble([(49, errno_of(1))]), assemble([(49, LOG)]))[0].count("does not allow bind") == 1
     assert sentence(assemble([(49, LOG)]), assemble([(49, KILL)]), assemble([(49, TRAP)]))[0].count("kill it for bind")
 
 
+@pytest.mark.once
 def test_the_target_has_lost_nothing_by_being_looked_at(root):
     with confined(CONTAINER, afterwards="say(hear())") as target:
         assert seccomp.examine(target.pid, CALLS) is None
@@ -243,12 +248,14 @@ def as_nobody(program):
     return in_child(become)
 
 
+@pytest.mark.once
 def test_without_filters_there_is_nothing_to_say():
     with Target("say('ready'); hear()") as target:
         target.hear()
         assert as_nobody(lambda: seccomp.forbids(target.pid)) in ("None",)
 
 
+@pytest.mark.once
 def test_filters_that_cannot_be_read_are_not_trusted():
     with confined(assemble([])) as target:
         said = as_nobody(lambda: seccomp.forbids(target.pid))
@@ -256,6 +263,7 @@ def test_filters_that_cannot_be_read_are_not_trusted():
         assert "insist with --method" in said
 
 
+@pytest.mark.once
 def test_the_filters_of_the_container_that_both_live_in_are():
     def under_the_same():
         code = ctypes.create_string_buffer(assemble([]))
@@ -269,11 +277,13 @@ def test_the_filters_of_the_container_that_both_live_in_are():
         assert "cannot be read from here" in in_child(under_the_same)
 
 
+@pytest.mark.once
 def test_root_looks_at_them_later(root):
     with confined(assemble([(10, KILL)])) as target:
         assert seccomp.forbids(target.pid) is None
 
 
+@pytest.mark.once
 def test_strict_mode_is_refused():
     script = "import ctypes; say('ready'); ctypes.CDLL(None).prctl(22, 1, 0, 0, 0); import os; os.read(0, 1)"
     with Target(script, command=PLAIN) as target:
