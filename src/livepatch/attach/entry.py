@@ -64,19 +64,25 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-    ways = _through_filters(process, way.into(process, method))
+    ways = way.into(process, method)
     try:
-        with _alone(process, timeout), files_for(process) as files:
+        with _alone(process, timeout / 2) as waited:
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
-            files.write(files.failure, b"")
-            files.write(files.bundle, bundle.agent(process))
-            files.write(files.script, bundle.script(process, files).encode())
-            return _await_agent(process, files, ways, timeout)
+            return _bring(process, _through_filters(process, ways), timeout - waited)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
+
+
+def _bring(process: Process, ways: Collection[str], timeout: float) -> Client:
+    """The agent, which the process must have let in after so many seconds."""
+    with files_for(process) as files:
+        files.write(files.failure, b"")
+        files.write(files.bundle, bundle.agent(process))
+        files.write(files.script, bundle.script(process, files).encode())
+        return _await_agent(process, files, ways, timeout)
 
 
 def _through_filters(process: Process, ways: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,21 +99,21 @@ def _through_filters(process: Process, ways: tuple[str, ...]) -> tuple[str, ...]
 
 
 @contextmanager
-def _alone(process: Process, timeout: float) -> Iterator[None]:
+def _alone(process: Process, patience: float) -> Iterator[float]:
     """One attach to a process at a time: an interpreter has room for one request only, a thread for one tracer.
 
     The lock is on a file that only those can open who may attach, and that is gone with the process. Who keeps it for
-    longer than an attach may last holds up nobody.
+    longer than so many seconds holds up nobody. Gives the seconds that were waited.
     """
     with open(f"/proc/{process.pid}/environ", "rb") as file:
-        until = time.monotonic() + timeout
-        while time.monotonic() < until:
+        began = time.monotonic()
+        while time.monotonic() < began + patience:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(0.01)
-        yield
+        yield time.monotonic() - began
 
 
 def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
@@ -167,6 +173,6 @@ def _blocked(process: Process, timeout: float) -> str:
     else:
         where = "is busy in code that is not Python's"
     return (
-        f"Process {process.pid} did not let the agent in within {timeout:g} s: its main thread {where};"
+        f"Process {process.pid} did not let the agent in within {round(timeout, 2):g} s: its main thread {where};"
         " make it do something (send it a request) and try again, or start it with `livepatch run -- ...`."
     )

@@ -41,6 +41,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from .borrowing import Borrowing, Contended
+from .mark import is_ours
 from .processor import Processor, Refusal
 from .symbols import Memory, find_python
 from .tracing import Gone, Thread, Why
@@ -97,10 +98,6 @@ try:
 except BaseException:
     pass
 """
-
-#: What a helper process of ours has on its command line, so that another one knows it.
-MARK = "livepatch-attach"
-
 
 #: See `Injection`.
 RUN, WAKE, HELP = "run", "wake", "help"
@@ -422,12 +419,12 @@ class Injection:
         tracer = fields["TracerPid"]
         if tracer != "0":
             try:
+                if is_ours(int(tracer)):
+                    return False
                 with open(f"/proc/{tracer}/cmdline", "rb") as file:
                     command = file.read().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 return False  # it is just going
-            if MARK in command:
-                return False
             raise Refusal(
                 errno.EBUSY,
                 f"Process {self.pid} is already traced by process {tracer} ({command.strip()[:60]}), a debugger"

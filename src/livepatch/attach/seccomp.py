@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from . import mark
 from .processes import status
 
 #: Seconds that the reading of filters may take: as long as the kernel does not let the thread stop.
@@ -167,7 +168,7 @@ def examine(pid: int, calls: Iterable[Call]) -> str | None:
 
 def read(pid: int) -> list[bytes]:
     """The filters of a process's main thread, oldest first. Raises OSError if they cannot be read."""
-    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("filters.py")), str(pid)]
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("filters.py")), str(pid), mark.MARK]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env={}, check=True)
     except subprocess.SubprocessError as error:
