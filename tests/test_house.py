@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from livepatch.attach import bundle
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "livepatch"
 # These go into any process, as one zip: nothing but the standard library may be needed there.
@@ -24,7 +26,7 @@ LONGEST_TEST = 700  # a table of cases is long, and none the harder for it
 
 def python_files(*folders: Path) -> Iterator[Path]:
     for folder in folders:
-        yield from sorted(folder.rglob("*.py"))
+        yield from sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]
 
 
 def checkout() -> list[Path]:
@@ -64,7 +66,7 @@ def test_files_fit_on_a_few_screens():
         assert not {path: length for path, length in lengths.items() if length > limit}
 
 
-@pytest.mark.parametrize("package", TRAVELLING)
+@pytest.mark.parametrize("package", [*TRAVELLING, "attach/arrival.py"])
 def test_what_travels_imports_only_the_standard_library(package):
     """Also where an import hides in a function, which the import of the package does not show."""
     foreign = []
@@ -79,6 +81,10 @@ def test_what_travels_imports_only_the_standard_library(package):
                 if name.partition(".")[0] not in {*sys.stdlib_module_names, "livepatch"}:
                     foreign.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
     assert not foreign
+
+
+def test_all_that_travels_is_looked_at():
+    assert {*bundle.TRAVELS} == {*TRAVELLING, "attach/arrival.py", "__init__.py", "public.py"}
 
 
 def isolated(code: str, *arguments: str) -> str:

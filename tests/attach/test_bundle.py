@@ -273,7 +273,7 @@ def test_nothing_is_imported_before_forks_wait(tmp_path):
     agent, script = tmp_path / "agent", tmp_path / "script"
     agent.write_bytes(marshal.dumps(({}, MAGIC_NUMBER, marshal.dumps(modules))))
     begin = "import sys, posix\nsys.known = set(sys.modules)\n"
-    text = bundle._SCRIPT.replace("{pid}", "posix.getpid()").format(bundle=str(agent), failure=str(tmp_path / "failed"))
+    text = bundle._SCRIPT.replace("{pid}", "posix.getpid()").format(bundle=str(agent), size=1 << 20, failure="")
     script.write_text(text)
     line = injection._LINE.format(injection._RUN.format(str(script), 1, None))
     wait = f"while not posix.stat({str(there)!r}).st_size: pass\n"

@@ -239,6 +239,19 @@ VICTIMS = {
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
     ),
+    "deaf for moments": (
+        "",
+        """
+        import signal
+        every = signal.valid_signals()
+        while not ran:
+            signal.pthread_sigmask(signal.SIG_BLOCK, every)
+            assert sum(range(200_000)) == 19999900000
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, every)
+            assert sum(range(100_000)) == 4999950000
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])  # the thread's own is that of the moment it was started in
+        """,
+    ),
     "pending calls": (
         """
         import ctypes

@@ -52,16 +52,18 @@ TARGETS = {
         lock = threading.Lock()
         lock.acquire()
         taken = threading.Semaphore(0)
+        over = []
         def answer():
             while line := hear():
                 lock.release()
                 taken.acquire()
                 say(line)
+            over.append(True)
             lock.release()
         answering = threading.Thread(target=answer)
         answering.start()
         say('ready')
-        while answering.is_alive():
+        while not over:
             lock.acquire()
             taken.release()
     """,

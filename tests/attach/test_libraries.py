@@ -16,8 +16,6 @@ from tests.attach.victims import PLAIN, Running, Victim
 from livepatch.attach import entry
 from livepatch.core.model import LivepatchError
 
-pytestmark = pytest.mark.slow
-
 #: Seconds that an attach may take: far more than any needs, the machine may be busy.
 LIMIT = 60.0
 
@@ -189,6 +187,9 @@ HOLDING = {
     """,
 }
 
+#: Where it depends on the interpreter and on its C library what becomes of a wait. Libraries bring their own.
+QUICK = {"asyncio, idle", "read of a foreign library", "poll of a foreign library"}
+
 TK_IDLE = """
     import tkinter
     root = tkinter.Tk()
@@ -225,7 +226,10 @@ def attached(program, **options):
         assert victim.verdict() == ("healthy", "")
 
 
-@pytest.mark.parametrize("library", PROGRAMS)
+@pytest.mark.parametrize(
+    "library",
+    [library if library in QUICK else pytest.param(library, marks=pytest.mark.slow) for library in PROGRAMS],
+)
 def test_the_agent_comes_in_where_the_main_thread_sits_in(library):
     attached(PROGRAMS[library], moves="while going()" in PROGRAMS[library])
 
@@ -262,6 +266,7 @@ def display():
     screen.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [pytest.param(TK_IDLE, id="idle"), pytest.param(TK_BUSY, id="busy")])
 def test_the_agent_comes_in_where_the_main_thread_sits_in_tk(display, program):
     attached(program, moves=program is TK_BUSY)

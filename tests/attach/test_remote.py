@@ -1,6 +1,7 @@
 """The agent is brought into a running process that knows nothing of it, or nothing happens to the process."""
 
 import contextlib
+import fcntl
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -271,3 +272,16 @@ def test_many_attaches_at_once_are_one_agent(method):
         for client in clients:
             client.close()
         eventually(lambda: files_of(target.pid) == [f"{target.pid}.sock"])
+
+
+def test_who_keeps_an_attach_waiting_costs_it_a_half_of_its_time_and_no_more(monkeypatch):
+    """What is left is what the process itself gets: the two together last no longer than was said."""
+    left = []
+    bring = entry._bring
+    monkeypatch.setattr(entry, "_bring", lambda *given: left.append(given[2]) or bring(*given[:2], 30))
+    with running(BUSY) as target, open(f"/proc/{target.pid}/environ", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with entry.attach(target.pid, timeout=1) as client:
+            assert client.hello["pid"] == target.pid
+    assert len(left) == 1
+    assert left[0] <= 0.5

@@ -26,21 +26,17 @@ from tests.attach.filters import (
     instruction,
 )
 
-from livepatch.attach import bundle, entry, seccomp
+from livepatch.attach import entry, seccomp, way
 from livepatch.attach.client import Client
-from livepatch.attach.files import files_for
-from livepatch.attach.processes import NoAccess, examine
+from livepatch.attach.processes import NoAccess
 from livepatch.core import cpython
 
-pytestmark = [
-    pytest.mark.skipif(
-        platform.machine() != "x86_64" or sys.platform != "linux",
-        reason="the filters of these tests are for Linux on x86-64",
-    ),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or sys.platform != "linux",
+    reason="the filters of these tests are for Linux on x86-64",
+)
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
-CALLS = (*seccomp.CODE, *seccomp.AGENT)
+CALLS = (*seccomp.CODE, *seccomp.agent(cpython.VERSION))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -131,6 +127,8 @@ def random_program(choose):
     return start + instruction(0x00, 0) + instruction(0x01, 1) + code
 
 
+@pytest.mark.slow
+@pytest.mark.once
 def test_it_computes_what_the_kernel_computes():
     choose = random.Random(6)
     for _ in range(200):
@@ -142,6 +140,7 @@ def test_it_computes_what_the_kernel_computes():
         assert answers(program, NUMBER, arguments) == ours & 0xFFFF, program.hex()
 
 
+@pytest.mark.once
 def test_dividing_by_zero_kills():
     program = instruction(0x01, 0) + instruction(0x3C) + instruction(0x06, ALLOW)
     assert seccomp.run(program, bytes(64)) == KILL_THREAD
@@ -150,12 +149,14 @@ def test_dividing_by_zero_kills():
 # -- verdicts ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_what_is_read_is_what_was_installed(root):
     first, second = assemble([(900, TRAP)]), assemble([(901, errno_of(1), 2, 0xFF, 7)])
     with confined(first, second) as target:
         assert seccomp.read(target.pid) == [first, second]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "program",
     [
@@ -174,6 +175,7 @@ def test_what_an_attach_can_live_with(root, program):
     assert sentence(program)[0] is None
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("program", "words"),
     [
@@ -201,11 +203,13 @@ def test_what_it_cannot(root, program, words):
     )
 
 
+@pytest.mark.once
 def test_the_strictest_of_several_filters_counts(root):
     assert sentence(assemble([(49, errno_of(1))]), assemble([(49, LOG)]))[0].count("does not allow bind") == 1
     assert sentence(assemble([(49, LOG)]), assemble([(49, KILL)]), assemble([(49, TRAP)]))[0].count("kill it for bind")
 
 
+@pytest.mark.once
 def test_the_target_has_lost_nothing_by_being_looked_at(root):
     with confined(CONTAINER, afterwards="say(hear())") as target:
         assert seccomp.examine(target.pid, CALLS) is None
@@ -244,12 +248,14 @@ def as_nobody(program):
     return in_child(become)
 
 
+@pytest.mark.once
 def test_without_filters_there_is_nothing_to_say():
     with Target("say('ready'); hear()") as target:
         target.hear()
         assert as_nobody(lambda: seccomp.forbids(target.pid)) in ("None",)
 
 
+@pytest.mark.once
 def test_filters_that_cannot_be_read_are_not_trusted():
     with confined(assemble([])) as target:
         said = as_nobody(lambda: seccomp.forbids(target.pid))
@@ -257,6 +263,7 @@ def test_filters_that_cannot_be_read_are_not_trusted():
         assert "insist with --method" in said
 
 
+@pytest.mark.once
 def test_the_filters_of_the_container_that_both_live_in_are():
     def under_the_same():
         code = ctypes.create_string_buffer(assemble([]))
@@ -270,11 +277,13 @@ def test_the_filters_of_the_container_that_both_live_in_are():
         assert "cannot be read from here" in in_child(under_the_same)
 
 
+@pytest.mark.once
 def test_root_looks_at_them_later(root):
     with confined(assemble([(10, KILL)])) as target:
         assert seccomp.forbids(target.pid) is None
 
 
+@pytest.mark.once
 def test_strict_mode_is_refused():
     script = "import ctypes; say('ready'); ctypes.CDLL(None).prctl(22, 1, 0, 0, 0); import os; os.read(0, 1)"
     with Target(script, command=PLAIN) as target:
@@ -289,32 +298,54 @@ def test_strict_mode_is_refused():
 # -- the list of calls is whole ------------------------------------------------------------------------
 
 
-def test_the_agent_needs_no_other_call_than_those_listed(tmp_path):
-    """It starts, answers, and loads a patch in a process that is killed for any other."""
-    listed = {number for call in seccomp.AGENT for number in call.x86_64}
-    own = {number for call in seccomp.CODE for number in call.x86_64} | {13, 231, 35}  # of the target itself
-    program = assemble([(number, ALLOW) for number in sorted(listed | own)], default=KILL)
+#: A process may do nothing but what is listed, and what is its own: to look at signals, to sleep, and to end.
+STRICT = assemble(
+    [(number, ALLOW) for number in sorted({13, 231, 35} | {number for call in CALLS for number in call.x86_64})],
+    default=KILL,
+)
+PATCH = """
+import livepatch as lp
+__livepatch__ = lp.Patch("", [lp.Object(None, [lp.Func("f", lambda: "new")])])
+"""
+
+
+@pytest.mark.parametrize("method", [*([way.REMOTE_EXEC] if cpython.REMOTE_EXEC else []), way.PENDING_CALL])
+def test_an_attach_and_the_agent_need_no_other_call_than_those_listed(tmp_path, method):
+    """All that an administrator does is done in a process that is killed for any other."""
     patch = tmp_path / "fix.py"
-    patch.write_text(
-        "import livepatch as lp\n__livepatch__ = lp.Patch('', [lp.Object(None, [lp.Func('f', lambda: 'new')])])\n"
-    )
-    script = """exec(open(hear()).read())
-    def f(): return "old"
+    patch.write_text(PATCH)
+    script = """def f(): return "old"
     while hear(): say(f())
     """
-    with confined(program, afterwards=script) as target:
-        process = examine(target.pid)
-        with files_for(process) as files:
-            agent = bundle.agent(process)
-            files.write(files.bundle, agent)
-            files.write(files.script, bundle.script(process, files, len(agent)).encode())
-            target.say(files.inside(files.script))
-            eventually(lambda: os.path.exists(f"/tmp/livepatch-{os.geteuid()}/{target.pid}.sock"))
-            with Client(target.pid) as client:
-                assert client.send_file("load", patch)["enabled"]
-                assert client.call("tasks")
-                target.say("?")
-                assert target.hear() == "new"
+    with confined(STRICT, afterwards=script) as target, entry.attach(target.pid, timeout=60, method=method) as client:
+        target.say("?")
+        assert target.hear() == "old"
+        client.call("subscribe")
+        assert client.send_file("check", patch)
+        assert client.send_file("load", patch)["enabled"]
+        name = client.call("list")[0]["name"]
+        eventually(lambda: not client.call("status", name=name, blockers=5)["transition"])
+        target.say("?")
+        assert target.hear() == "new"
+        assert client.call("tasks")
+        assert client.call("still") == []
+        assert client.call("file", name=name)
+        assert name in client.call("tree_listdir", path="livepatch")
+        with Client(target.pid) as another:
+            assert another.call("tree_read", path=f"livepatch/{name}/enabled") == "1"
+        client.call("write_enabled", name=name, value="0")
+        eventually(lambda: not client.call("status", name=name)["transition"])
+        client.call("unload", name=name)
+        assert client.call("dmesg")
+        target.say("?")
+        assert target.hear() == "old"
+
+
+def test_a_wait_of_another_name_is_seen(root):
+    """Python 3.15 waits with ppoll."""
+    waits, does_not = (7, 271) if cpython.VERSION < (3, 15) else (271, 7)
+    assert "would kill it for" in sentence(assemble([(waits, KILL)]))[0]
+    assert sentence(assemble([(does_not, KILL)]))[0] is None
 
 
 # -- attaches ------------------------------------------------------------------------------------------

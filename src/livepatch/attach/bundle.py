@@ -20,7 +20,7 @@ from .files import Files
 from .processes import Process
 
 #: What travels: what arrives, the public face, and the layers that run in a patched process.
-_TRAVELS = ("attach/arrival.py", "__init__.py", "public.py", "core", "agent", "archive")
+TRAVELS = ("attach/arrival.py", "__init__.py", "public.py", "core", "agent", "archive")
 
 _SCRIPT = """\
 def livepatch_attach(main_thread):
@@ -89,7 +89,7 @@ def agent(process: Process) -> bytes:
 
 def _sources(package: Path) -> list[Path]:
     found: list[Path] = []
-    for part in _TRAVELS:
+    for part in TRAVELS:
         path = package / part
         found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return found

@@ -64,25 +64,32 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         return Client(pid)
     except NotPrepared as unprepared:
         process = unprepared.process
-    ways = _through_filters(pid, way.into(process, method))
+    ways = way.into(process, method)
     try:
-        with _alone(process, timeout), files_for(process) as files:
+        with _alone(process, timeout / 2) as waited:
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
-            files.write(files.failure, b"")
-            agent = bundle.agent(process)
-            files.write(files.bundle, agent)
-            files.write(files.script, bundle.script(process, files, len(agent)).encode())
-            return _await_agent(process, files, ways, timeout)
+            return _bring(process, _through_filters(process, ways), timeout - waited)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _through_filters(pid: int, ways: tuple[str, ...]) -> tuple[str, ...]:
+def _bring(process: Process, ways: Collection[str], timeout: float) -> Client:
+    """The agent, which the process must have let in after so many seconds."""
+    with files_for(process) as files:
+        files.write(files.failure, b"")
+        agent = bundle.agent(process)
+        files.write(files.bundle, agent)
+        files.write(files.script, bundle.script(process, files, len(agent)).encode())
+        return _await_agent(process, files, ways, timeout)
+
+
+def _through_filters(process: Process, ways: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the ways that the process's system call filters leave. Raises NoAccess if that is none."""
-    refusal = seccomp.examine(pid, seccomp.AGENT)
+    pid = process.pid
+    refusal = seccomp.examine(pid, seccomp.agent(process.version))
     if not refusal and way.PENDING_CALL in ways:
         refusal = seccomp.examine(pid, seccomp.CODE)
         if refusal and way.REMOTE_EXEC in ways:
@@ -93,21 +100,21 @@ def _through_filters(pid: int, ways: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _alone(process: Process, timeout: float) -> Iterator[None]:
+def _alone(process: Process, patience: float) -> Iterator[float]:
     """One attach to a process at a time: an interpreter has room for one request only, a thread for one tracer.
 
     The lock is on a file that only those can open who may attach, and that is gone with the process. Who keeps it for
-    longer than an attach may last holds up nobody.
+    longer than so many seconds holds up nobody. Gives the seconds that were waited.
     """
     with open(f"/proc/{process.pid}/environ", "rb") as file:
-        until = time.monotonic() + timeout
-        while time.monotonic() < until:
+        began = time.monotonic()
+        while time.monotonic() < began + patience:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(0.01)
-        yield
+        yield time.monotonic() - began
 
 
 def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
@@ -167,6 +174,6 @@ def _blocked(process: Process, timeout: float) -> str:
     else:
         where = "is busy in code that is not Python's"
     return (
-        f"Process {process.pid} did not let the agent in within {timeout:g} s: its main thread {where};"
+        f"Process {process.pid} did not let the agent in within {round(timeout, 2):g} s: its main thread {where};"
         " make it do something (send it a request) and try again, or start it with `livepatch run -- ...`."
     )

@@ -1,10 +1,11 @@
 """Print the system call filters of a process's main thread, oldest first, each as a line of hexadecimal digits. A
 program of its own.
 
-    filters.py PID
+    filters.py PID [MARK]
 
 The kernel shows them only of a thread that is traced and stopped. If this ends, however it does, the kernel lets
-the thread go on as if nothing had been. Only the standard library is needed, and only what `-I -S` leaves of it.
+the thread go on as if nothing had been. The mark tells other attaches whose this is, see `mark`. Only the standard
+library is needed, and only what `-I -S` leaves of it.
 """
 
 from __future__ import annotations

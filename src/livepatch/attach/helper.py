@@ -19,7 +19,8 @@ import signal
 import sys
 import time
 
-from .injection import MARK, Injection
+from .injection import Injection
+from .mark import MARK
 from .processor import Refusal, processor
 
 #: What the new interpreter runs. The package and its `__init__`, which imports all of it, stay out.

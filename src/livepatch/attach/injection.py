@@ -40,6 +40,7 @@ from contextlib import closing, suppress
 from typing import NamedTuple
 
 from .borrowing import Borrowing, Contended
+from .mark import is_ours
 from .processor import Processor, Refusal
 from .symbols import Memory, find_python
 from .tracing import Gone, Thread, Why
@@ -53,6 +54,9 @@ _MUTEX = "PyMutex_Lock"  # from 3.13 on
 
 #: Seconds that an interpreter may take to start.
 _STARTS = 1.0
+#: Seconds for which a main thread may be found where it can have no breakpoint, and how many times: the machine may be
+#: too busy to look often.
+_DEAF, _LOOKS = 0.5, 30
 #: Seconds that an interpreter which was asked to run a script may take when nothing keeps it from that.
 _HELPED = 0.5
 #: The words of the data, see the code in the processor's file; then comes the line that the thread runs.
@@ -81,10 +85,6 @@ try:
 except BaseException:
     pass
 """
-
-#: What a helper process of ours has on its command line, so that another one knows it.
-MARK = "livepatch-attach"
-
 
 #: See `Injection`.
 RUN, WAKE, HELP = "run", "wake", "help"
@@ -123,6 +123,7 @@ class Injection:
         self._queued = False
         self._handed_over = False
         self._starting = 0.0
+        self._deaf: list[float] = []
 
     def run(self) -> None:
         """Returns when the thread has been started in the target. Raises Refusal, or what the checkpoint raises."""
@@ -342,7 +343,7 @@ class Injection:
         mutex = self._python.addresses.get(_MUTEX) if holds_gil else None
         self._write_line()
         if mutex is not None:
-            self._borrowing.arm(mutex)
+            self._arm(mutex)
         self._handed_over = True
         try:
             result = self._call("Py_AddPendingCall", pending, page.data, lock=holds_gil) & 0xFFFFFFFF
@@ -356,6 +357,19 @@ class Injection:
             self._handed_over = False
             raise Contended
         self._queued = True
+
+    def _arm(self, mutex: int) -> None:
+        """Set the breakpoint. Raises Contended where there can be none just now, as in a fork of the C library, which
+        blocks all signals; and Refusal where there never is one.
+        """
+        try:
+            self._borrowing.arm(mutex)
+        except Refusal:
+            self._deaf.append(time.monotonic())
+            if len(self._deaf) > _LOOKS and self._deaf[-1] > self._deaf[0] + _DEAF:
+                raise
+            raise Contended from None
+        self._deaf.clear()
 
     def _find_code(self) -> int:
         """A system call, and where a signal handler returns to, which is returned, in code that is there already."""
@@ -405,12 +419,12 @@ class Injection:
         tracer = fields["TracerPid"]
         if tracer != "0":
             try:
+                if is_ours(int(tracer)):
+                    return False
                 with open(f"/proc/{tracer}/cmdline", "rb") as file:
                     command = file.read().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 return False  # it is just going
-            if MARK in command:
-                return False
             raise Refusal(
                 errno.EBUSY,
                 f"Process {self.pid} is already traced by process {tracer} ({command.strip()[:60]}), a debugger"

@@ -74,6 +74,9 @@ class Registers(Protocol):
     def interrupted(self) -> Self:
         """The same, its system call having returned that a signal handler has run (EINTR)."""
 
+    def dwarf(self) -> tuple[int, ...]:
+        """The general registers in the order that debuggers number them in, see `frames`."""
+
 
 class Frame(NamedTuple):
     """A signal handler's frame: where it goes, what is in it, and the code to which the handler returns."""
@@ -100,6 +103,10 @@ class Processor(Protocol):
     entries: Mapping[str, int]
     #: What the thread may use of the stack below its stack pointer.
     red_zone: int
+    #: The number that debuggers give the stack pointer.
+    dwarf_sp: int
+    #: What of a return address is the address: some processors sign it in the upper bits.
+    address_mask: int
 
     #: The regset of the floating point and vector registers.
     extended_set: int

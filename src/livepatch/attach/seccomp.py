@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from . import mark
 from .processes import status
 
 #: Seconds that the reading of filters may take: as long as the kernel does not let the thread stop.
@@ -78,7 +79,6 @@ AGENT = (
     Call("ioctl", (16,), (29,), (3, _FIONBIO)),
     Call("ioctl", (16,), (29,), (3, _TCGETS), optional=True),
     Call("pipe2", (293,), (59,)),
-    Call("poll", (7,), (73,)),
     Call("mmap", (9,), (222,), (0, 0x100000, _PROT_RW, _MAP_PRIVATE_ANONYMOUS, _ANY, 0)),
     Call("mmap", (9,), (222,), (0, 0x801000, _PROT_NONE, _MAP_STACK, _ANY, 0)),
     Call("mprotect", (10,), (226,), (0x10000, 0x1000, _PROT_RW)),
@@ -112,12 +112,20 @@ AGENT = (
     Call("sendto", (44,), (206,)),
 )
 
+#: What the agent waits with, which is ppoll from Python 3.15 on.
+_POLL, _PPOLL = Call("poll", (7,), (73,)), Call("ppoll", (271,), (73,))
+
 #: What filters answer: the upper half of the result.
 _ALLOW, _LOG = 0x7FFF, 0x7FFC
 _ERRNO, _SUPERVISOR, _TRACER = 0x0005, 0x7FC0, 0x7FF0
 _ENOSYS = 38
 
 _CAP_SYS_ADMIN = 21
+
+
+def agent(version: tuple[int, int]) -> tuple[Call, ...]:
+    """What is called in a process that runs this version of Python."""
+    return (*AGENT, _POLL if version < (3, 15) else _PPOLL)
 
 
 def forbids(pid: int, *, trust: bool = False) -> str | None:
@@ -159,9 +167,9 @@ def examine(pid: int, calls: Iterable[Call]) -> str | None:
 
 def read(pid: int) -> list[bytes]:
     """The filters of a process's main thread, oldest first. Raises OSError if they cannot be read."""
-    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("filters.py")), str(pid)]
     import subprocess
 
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("filters.py")), str(pid), mark.MARK]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env={}, check=True)
     except subprocess.SubprocessError as error:

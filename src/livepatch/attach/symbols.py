@@ -20,7 +20,7 @@ from .processor import Refusal
 #: What a C library and the dynamic linker are called, and what the kernel maps.
 _C_LIBRARY = re.compile(r"/(libc|libm|libpthread|librt|libdl|ld|ld-linux[^/]*|ld-musl[^/]*)[.-][^/]*$|^\[vdso\]$")
 
-_PT_LOAD, _PT_DYNAMIC = 1, 2
+_PT_LOAD, _PT_DYNAMIC, _PT_GNU_EH_FRAME = 1, 2, 0x6474E550
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_GNU_HASH = 4, 5, 6, 10, 0x6FFFFEF5
 _SHT_SYMTAB = 2
 
@@ -37,7 +37,7 @@ class Memory:
 
     def read(self, address: int, size: int) -> bytes:
         """Raises OSError if not all of that is mapped, or the process has ended or runs another program."""
-        data = os.pread(self._file, size, address)
+        data = os.pread(self._file, size, address) if address < 1 << 63 else b""
         if len(data) != size:
             raise OSError(errno.EFAULT, f"no memory at {address:#x}")
         return data
@@ -114,6 +114,7 @@ class Image:
         (count,) = struct.unpack_from("<H", header, 56)
         first: int | None = None
         dynamic: tuple[int, int] | None = None
+        frames: int | None = None
         for number in range(count):
             kind, _flags, _offset, address, _physical, _stored, size, _align = memory.unpack(
                 "<IIQQQQQQ", base + table + 56 * number
@@ -122,11 +123,15 @@ class Image:
                 first = address & ~0xFFF
             elif kind == _PT_DYNAMIC:
                 dynamic = address, size
+            elif kind == _PT_GNU_EH_FRAME:
+                frames = address
         if first is None:
             raise ValueError("nothing to load")
         #: What the addresses in its tables are short of.
         self.bias = base - first
-        self._tags = {} if dynamic is None else self._dynamic(dynamic[0] + self.bias, dynamic[1])
+        #: The index of what it says of its frames, see `frames`.
+        self.frames = None if frames is None else frames + self.bias
+        self._tags = {} if dynamic is None else self._dynamic(dynamic[0] + self.bias, min(dynamic[1], 0x10000))
 
     def _dynamic(self, address: int, size: int) -> dict[int, int]:
         tags: dict[int, int] = {}

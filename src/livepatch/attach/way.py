@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable
 
-from . import seccomp
+from . import mark, seccomp
 from .processes import NoAccess, Process, closed, status
 
 AUTO, REMOTE_EXEC, PENDING_CALL = METHODS = ("auto", "remote_exec", "pending_call")
@@ -26,9 +25,6 @@ AUTO, REMOTE_EXEC, PENDING_CALL = METHODS = ("auto", "remote_exec", "pending_cal
 #: Where the registers and the machine code of a pending call are known, as uname calls the processors.
 PROCESSORS = ("x86_64",)
 _ELF_NAMES = {3: "i386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
-
-#: On the command line of every process that traces for us, see injection.MARK.
-_HELPER = re.compile(rb"\0livepatch-attach\0")
 
 _CAP_SYS_PTRACE = 19
 _YAMA = "/proc/sys/kernel/yama/ptrace_scope"
@@ -230,8 +226,7 @@ def _tracer(fields: dict[str, str]) -> str:
 def _is_ours(fields: dict[str, str]) -> bool:
     """Another attach is at work there: its agent will do for both."""
     try:
-        with open(f"/proc/{fields['TracerPid']}/cmdline", "rb") as file:
-            return _HELPER.search(file.read()) is not None
+        return mark.is_ours(int(fields["TracerPid"]))
     except OSError:  # it is gone, and traces no more
         return True
 

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .frames import Frames
 from .processor import Processor
 from .symbols import Image, Mapping, Maps, Memory, Python
 from .tracing import Thread
@@ -59,6 +60,7 @@ class Lookout:
         self._python = python
         self._processor = processor
         self._maps = python.maps
+        self._frames = Frames(memory, processor)
         self._allocators: dict[str, bool] = {}
 
     def place(self) -> Place | None:
@@ -118,13 +120,19 @@ class Lookout:
         return start <= pc < start + length
 
     def _owner(self, registers: Any) -> Mapping | None:
-        """The nearest code on the stack that is not the C library's: who called it."""
-        return next((mapping for mapping in self._callers(registers) if not mapping.c_library), None)
+        """Whose code has called the C library, or has made the system call itself; None if nothing tells."""
+        for address in self._frames.addresses(registers, self._maps):
+            mapping = self._maps.at(address)
+            if mapping is None or not mapping.executable:
+                break
+            if not mapping.c_library:
+                return mapping
+        return None
 
     def _allocates(self, owner: Mapping | None) -> bool:
-        """It is an allocator of its own: what waits there may be in the middle of something."""
+        """It is an allocator of its own, or may be: what waits there may be in the middle of something."""
         if owner is None:
-            return False
+            return True
         if owner.path not in self._allocators:
             base = next(mapping.start for mapping in self._maps if mapping.path == owner.path)
             try:
@@ -135,7 +143,9 @@ class Lookout:
         return self._allocators[owner.path]
 
     def _callers(self, registers: Any, depth: int = 0x4000) -> Iterator[Mapping]:
-        """Code to which the words on the stack point, just behind a call; some may be left from before."""
+        """Code to which the words on the stack point, just behind a call; some may be left from before. Unlike the
+        frames, which end in code of which nothing is known, these reach to the bottom of the stack.
+        """
         here = self._maps.at(registers.pc)
         if here is not None:
             yield here

@@ -95,6 +95,9 @@ _CONTEXT = (
     "eflags",
 )  # fmt: skip
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")  # of a system call
+_DWARF = (
+    "rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip",
+)  # fmt: skip
 _FUNCTION_ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
 _NONE = 2**64 - 1
@@ -147,6 +150,9 @@ class X86Registers(ctypes.Structure):
     def interrupted(self) -> Self:
         return self.but(rax=2**64 - errno.EINTR, orig_rax=_NONE)
 
+    def dwarf(self) -> tuple[int, ...]:
+        return tuple(int(getattr(self, name)) for name in _DWARF)
+
     def but(self, **changed: int) -> Self:
         copy = type(self).from_buffer_copy(self)
         for name, value in changed.items():
@@ -161,6 +167,8 @@ class X86_64:
     elf_machine = 62
     extended_set = 0x202  # NT_X86_XSTATE
     red_zone = 128
+    dwarf_sp = 7
+    address_mask = _NONE
     calls: Mapping[str, int] = {
         "read": 0, "write": 1, "poll": 7, "mmap": 9, "mprotect": 10, "munmap": 11, "rt_sigreturn": 15, "readv": 19,
         "writev": 20, "select": 23, "pause": 34, "nanosleep": 35, "sendfile": 40, "connect": 42, "accept": 43,
