@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .processor import Processor
@@ -43,18 +42,16 @@ class _Unknown(Exception):
     """Nothing tells how that frame is left."""
 
 
-@dataclass
 class _Rules:
     """How to leave a frame: it ends `offset` bytes from what is in a register, and from there count the places where
     registers of the caller were saved; None where they are lost.
     """
 
-    register: int = -1
-    offset: int = 0
-    saved: dict[int, int | None] = field(default_factory=dict)
+    def __init__(self, register: int = -1, offset: int = 0, saved: Mapping[int, int | None] | None = None) -> None:
+        self.register, self.offset, self.saved = register, offset, dict(saved or {})
 
     def copy(self) -> _Rules:
-        return _Rules(self.register, self.offset, dict(self.saved))
+        return _Rules(self.register, self.offset, self.saved)
 
 
 class _Reader:

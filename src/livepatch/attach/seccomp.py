@@ -37,6 +37,7 @@ _ANY = 2**64 - 1
 _PR_SET_NAME = 15
 #: What a C library makes a thread with.
 _CLONE_THREAD = 0x3D0F00
+_CLOCK_PROCESS_CPUTIME = 2
 _FIONBIO, _TCGETS = 0x5421, 0x5401
 _FUTEX_WAIT, _FUTEX_WAKE = 0x189, 0x81
 _AF_UNIX, _SOCK_STREAM_CLOEXEC, _SOL_SOCKET, _SO_PEERCRED = 1, 0x80001, 1, 17
@@ -100,6 +101,7 @@ AGENT = (
     Call("gettid", (186,), (178,)),
     Call("geteuid", (107,), (175,)),
     Call("clock_nanosleep", (230,), (115,)),
+    Call("clock_gettime", (228,), (113,), (_CLOCK_PROCESS_CPUTIME,)),
     Call("kill", (62,), (129,), (1, 0), optional=True),
     Call("socket", (41,), (198,), (_AF_UNIX, _SOCK_STREAM_CLOEXEC, 0)),
     Call("bind", (49,), (200,)),
