@@ -34,6 +34,7 @@ COMMANDS = {
     "force": "patches",
     "unload": "patches",
     "dmesg": "show",
+    "audit": "audit",
     "install": "install",
     "uninstall": "install",
     "mount": "mount",

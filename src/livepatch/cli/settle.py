@@ -21,6 +21,7 @@ import click
 from livepatch.attach.processes import NoAccess
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.transaction import Transaction
+from livepatch.observe.events import STALL
 
 from .common import DONE, INTERRUPTED, REFUSED, STALLED, describe, output, task_rows, warning
 from .progress import progress
@@ -145,6 +146,7 @@ class Settling:
                 output.warn(f"process {member.pid}: {_waits(member)}")
                 self._name_blockers(member)
         self.blocking = {member: member.blocking() for member in stalled}
+        transaction.tell(STALL, stalled)
         if self._on_stall == "force" and not self._confirm(consequence(transaction)):
             self._on_stall = "reverse"
         if self._on_stall == "reverse":

@@ -17,6 +17,7 @@ from typing import Any
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.attach.processes import NoAccess, alive
 from livepatch.core.model import LivepatchError
+from livepatch.observe.events import Seen
 
 from .selection import Found
 
@@ -87,6 +88,12 @@ class Member:
     def blocking(self) -> list[State]:
         """The tasks in the way, if they were asked for at the last look."""
         return list(self.state.get("blocking", ())) if self.state is not None else []
+
+    def seen(self) -> Seen:
+        """As it is now, for who keeps a record."""
+        found, outcome = self.found, self.outcome.value
+        told = (outcome, self.state, self.error, self.before, self.client)
+        return Seen(found.process, found.started, self.born, self.silent, *told)
 
     def close(self) -> None:
         """Let go of the connection; the process goes on."""
