@@ -58,7 +58,7 @@ class Trail:
 
     def _write(self, phase: str, operation: str, event: Event, *, must: bool) -> None:
         if self._archive is None:
-            self._archive = _archive(event.params)
+            self._archive = archive_of_params(event.params)
         patch = {"name": event.patch, **self._archive} if event.patch else {**self._archive}
         for seen in event.processes:
             known = [p for p in [seen.state, *seen.before] if p and p.get("name") == event.patch and p.get("version")]
@@ -123,7 +123,8 @@ def process_of(process: Process, started: int | None = None) -> dict[str, Any]:
     return found if started is None else {**found, "start_ticks": started, "started": _when(started)}
 
 
-def _archive(params: dict[str, Any]) -> dict[str, Any]:
+def archive_of_params(params: dict[str, Any]) -> dict[str, Any]:
+    """The same of what processes are asked with; nothing if that is no file."""
     if "data" not in params:
         return {}
     try:
