@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.agent.targets import PATIENCE, eventually
+from tests.agent.targets import PATIENCE, Target, eventually
 from tests.observe.conftest import records
 from tests.trust.kit import Machine
 
@@ -188,6 +188,18 @@ def test_installing_and_uninstalling(lp, trees, tmp_path, record, monkeypatch):
     monkeypatch.setenv("LIVEPATCH_AUDIT", str(tmp_path / "missing" / "audit.jsonl"))
     done = lp("install", "--user", made)
     assert (done.status, "This is not in the audit record" in done.err) == (0, True)
+
+
+def test_bringing_the_agent_in_is_recorded(lp, record):
+    with Target("say('ready')\nhear()") as plain:
+        assert plain.hear() == "ready"
+        child = plain.process  # it waits in a read: the attach gets it out of there
+        done = lp("attach", plain.pid)
+        assert child.poll() is None
+    found = records(record)
+    assert [(one["phase"], one["operation"]) for one in found] == [("intent", "attach"), ("outcome", "attach")]
+    assert found[0]["targets"][0]["pid"] == plain.pid
+    assert ("error" in found[1]) == (done.status != 0)
 
 
 def test_what_is_shown_steers_no_terminal(lp, record):

@@ -120,13 +120,23 @@ def agent_options(command: _Command) -> _Command:
         def connect(pid: int) -> Client:
             if no_attach:
                 return Client(pid)
-            from livepatch.attach import entry
-
-            return entry.attach(pid, method=method)
+            return attached(pid, method=method)
 
         return command(*arguments, connect=connect, **options)
 
     return cast(_Command, with_agent)
+
+
+def attached(pid: int, **options: Any) -> Client:
+    """A connection to the agent of a process, which is brought in if it is not there; that is recorded."""
+    try:
+        return Client(pid)
+    except NotPrepared as error:
+        from livepatch.attach import entry
+        from livepatch.observe import trail
+
+        with trail.recorded("attach", targets=[trail.process_of(error.process)]):
+            return entry.attach(pid, **options)
 
 
 def each_process(

@@ -62,7 +62,8 @@ def append(file: str, fields: dict[str, Any]) -> None:
             os.makedirs(folder, 0o700, exist_ok=True)
         descriptor = _locked(file)
         try:
-            _append(descriptor, fields)
+            if _append(descriptor, fields):
+                _keep_name(folder)
         finally:
             os.close(descriptor)
     except LivepatchError:
@@ -71,7 +72,8 @@ def append(file: str, fields: dict[str, Any]) -> None:
         raise LivepatchError(error.errno or errno.EIO, f"{file}: {error.strerror}") from None
 
 
-def _append(descriptor: int, fields: dict[str, Any]) -> None:
+def _append(descriptor: int, fields: dict[str, Any]) -> bool:
+    """Whether it is the first record."""
     size = os.fstat(descriptor).st_size
     last, torn = _last_line(descriptor, size)
     record = {**fields, "prev": hash_of(last) if size else BEGINNING}
@@ -85,6 +87,16 @@ def _append(descriptor: int, fields: dict[str, Any]) -> None:
         with suppress(OSError):  # where the system allows nothing but appending, what was written is a torn line
             os.ftruncate(descriptor, size)
         raise
+    return not size
+
+
+def _keep_name(folder: str) -> None:
+    """Of a new file the name has to be on the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _locked(file: str) -> int:
