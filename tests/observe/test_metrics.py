@@ -4,10 +4,16 @@ import signal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.agent.targets import Target, eventually
+from tests.agent.targets import PATIENCE, Target
 from tests.cli.conftest import SERVICE
 
 from livepatch.observe import metrics
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """The machine may be busy."""
+    monkeypatch.setattr(metrics, "PATIENCE", PATIENCE)
 
 
 @pytest.fixture
@@ -122,6 +128,19 @@ def test_what_cannot_be_asked_keeps_nobody_from_the_others(scrape, service, patc
         assert said.count("\n") == 2
 
 
+def test_who_listens_and_never_answers_is_waited_for_no_longer(scrape, monkeypatch):
+    """Its agent is stuck, and it is not stopped."""
+    monkeypatch.setattr(metrics, "PATIENCE", 0.5)
+    script = SERVICE.replace("lp.start_agent()", "lp.start_agent(); from livepatch.agent import methods; import time")
+    script = script.replace('say("ready")', 'methods.METHODS["hello"] = lambda client: time.sleep(1000); say("ready")')
+    with Target(script) as stuck:
+        assert stuck.hear() == "ready"
+        found, said = scrape("--pid", stuck.pid)
+    assert found.of("up", pid=str(stuck.pid)) == 0
+    assert found.of("unreachable", reason="ETIMEDOUT") == 1
+    assert "did not answer" in said
+
+
 def test_nobody_there_is_no_failure_either(scrape):
     found, said = scrape("--name", "there is no process with such a command line, but for this")
     assert found.of("processes") == 0
@@ -134,7 +153,7 @@ def test_names_that_are_not_for_labels(scrape, lp):
     with Target(SERVICE, arguments=(odd, "two\nlines")) as service:
         assert service.hear() == "ready"
         found, _ = scrape("--pid", service.pid)
-        eventually(lambda: found.of("up", pid=str(service.pid)) == 1)
+        assert found.of("up", pid=str(service.pid)) == 1
         (info,) = [dict(labels) for name, *labels in found.found if name == "process_info"]
         assert "quoted" in info["command"]
 

@@ -5,10 +5,11 @@ import stat
 import threading
 
 import pytest
-from tests.agent.targets import Target
+from tests.agent.targets import Target, eventually
 from tests.build.test_page import Page
 from tests.cli.conftest import SERVICE
 
+from livepatch.attach.client import Client
 from livepatch.observe.report import _new
 
 
@@ -156,19 +157,25 @@ def test_a_report_that_cannot_be_written_is_known_before(lp, service, ask, patch
     assert ask() == "old"
 
 
-def test_a_process_that_dies_in_the_middle_is_told(lp, occupied, service, patch, report):
+def test_a_process_that_dies_in_the_middle_is_told(lp, occupied, patch, report):
     with Target(SERVICE) as other:
         assert other.hear() == "ready"
-        killer = threading.Timer(0.7, other.kill)
         other.say("enter")
         assert other.hear() == "inside"
+
+        def kill_when_it_has_begun():
+            with Client(other.pid) as client:
+                eventually(lambda: any(p["transition"] for p in client.call("list")))
+            other.kill()
+
+        killer = threading.Thread(target=kill_when_it_has_begun)
         killer.start()
-        options = ("--pid", occupied.pid, "--pid", other.pid, "--timeout", 2, "--report", report)
+        options = ("--pid", occupied.pid, "--pid", other.pid, "--timeout", 10, "--report", report)
         lp("load", patch("fix", "slow"), *options)
         killer.join()
     page = read(report)
-    assert str(other.pid) in page.text
-    assert "ended" in page.text
+    assert re.search(rf'{other.pid}</a></td><td><b class="\w+">ended</b>', report.read_text())
+    assert f"Process {occupied.pid} " in page.text
 
 
 @pytest.mark.parametrize(

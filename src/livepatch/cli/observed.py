@@ -11,8 +11,6 @@ import click
 from livepatch.core.model import LivepatchError
 from livepatch.fleet.transaction import Transaction
 
-from .files import replace_file
-
 _KEY = "livepatch.report"
 
 
@@ -39,6 +37,8 @@ def observe(transaction: Transaction) -> None:
     report: Path | None = click.get_current_context().meta.get(_KEY)
     if report is not None:
         from livepatch.observe.report import Report
+
+        from .files import replace_file  # which brings tempfile: only here
 
         # It shows command lines, which may hold what is nobody else's business.
         transaction.observers.append(Report(lambda page: replace_file(report, page, mode=0o600)))
