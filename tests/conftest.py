@@ -1,5 +1,6 @@
 """What every test of every layer gets. Fixtures for one layer live in that layer's folder."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 #: Layers that any Python serves alike: what they show of the interpreter is tested beneath them.
-ONCE = ("build", "cli", "cve", "fleet", "fs", "model")
+ONCE = ("build", "cli", "cve", "fleet", "fs", "model", "observe")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for number, item in enumerate(slow):
         others.insert(number * (gap + 1), item)
     items[:] = others
+
+
+@pytest.fixture(autouse=True, scope="session")
+def audit_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Commands of tests do not write into the record of this machine."""
+    file = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    os.environ["LIVEPATCH_AUDIT"] = str(file)
+    return file
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from livepatch.archive import policy
-from livepatch.core import blockers, cpython, instances, log, registry
+from livepatch.core import blockers, cpython, instances, journal, lists, log, originals, registry
 from livepatch.core.attributes import process_tree
 from livepatch.core.model import LivepatchError, Patch, PatchStatus, TaskStatus
 
@@ -44,10 +44,11 @@ def hello(client: Connection) -> dict[str, Any]:
 def load(client: Connection, *, file: str, data: str) -> dict[str, Any]:
     """Enable the patch in a file (`data` in base64), and return its state right after the first round."""
     patchfile.forget_unloaded()
-    content = _let_in(data, file)
-    patch = patchfile.read(content, file)
     try:
-        registry.enable_patch(patch)
+        with journal.counting("enable"):
+            content = _let_in(data, file)
+            patch = patchfile.read(content, file)
+            registry.enable_patch(patch)
         patchfile.files[patch.name] = file, content
     finally:
         patchfile.forget_unloaded()
@@ -181,6 +182,41 @@ def tree_mode(client: Connection, *, path: str) -> int:
     return process_tree.st_mode(path)
 
 
+def record(client: Connection) -> None:
+    """Note who moves, when and how, in the running transition, or if there is none, in the next one."""
+    journal.arm(registry.running_transition())
+
+
+def history(client: Connection) -> dict[str, Any]:
+    """What became of transitions, oldest first, and how often what was refused, since this process began.
+
+    `now` and the times of transitions and moves are seconds of the system's monotonic clock. Of the last transition
+    there are the moves, and of the `running` one those so far, if they were asked for with `record`.
+    """
+    running = registry.running_transition()
+    noted = running.record.moves if running is not None and running.record is not None else ()
+    return {
+        "now": originals.monotonic(),
+        "transitions": [_over(ended) for ended in list(journal.history)],
+        "running": [move._asdict() for move in list(noted)],
+        "totals": [
+            {"direction": key[0], "outcome": key[1], "count": count, "seconds": journal.seconds[key]}
+            for key, count in journal.transitions.items()
+        ],
+        "moved": dict(journal.moved),
+        "refusals": [
+            {"operation": operation, "errno": name, "count": count}
+            for (operation, name), count in journal.refusals.items()
+        ],
+        "reversals": journal.reversals,
+        "forced": list(lists.taints),
+    }
+
+
+def _over(ended: journal.Ended) -> dict[str, Any]:
+    return {**ended._asdict(), "moves": [move._asdict() for move in ended.moves]}
+
+
 def subscribe(client: Connection) -> None:
     """From now on send the notifications `log` and `transition` to this client."""
     client.follows = True
@@ -203,6 +239,8 @@ METHODS: dict[str, Method] = {
     "tree_write": tree_write,
     "tree_listdir": tree_listdir,
     "tree_mode": tree_mode,
+    "record": record,
+    "history": history,
     "subscribe": subscribe,
 }
 

@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from livepatch.archive import installed, policy
-from livepatch.core import log, modules, originals, registry
+from livepatch.core import journal, log, modules, originals, registry
 from livepatch.core.model import LivepatchError, Patch
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def _decide(*, for_good: bool = False) -> bool:
             except LivepatchError as error:
                 if error.errno in _NOT_NOW and not for_good:
                     return False
+                journal.refused("start", error)
                 tell = log.warning if error.errno == errno.EKEYREJECTED else log.notice
                 tell(f"installed patch '{waiting.name}' is skipped, {waiting.path}: {error}")
                 _waiting.remove(waiting)

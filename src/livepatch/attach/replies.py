@@ -39,6 +39,27 @@ _TASK = {
     "hint": str,
 }
 _BLOCKER = {**_TASK, "stuck": bool}
+_MOVE = {"at": (int, float), "kind": str, "task": str, "way": str}
+_OVER = {
+    "patch": str,
+    "direction": str,
+    "outcome": str,
+    "began": (int, float),
+    "ended": (int, float),
+    "total": int,
+    "reversals": int,
+    "moves": [_MOVE],
+}
+_HISTORY = {
+    "now": (int, float),
+    "transitions": [_OVER],
+    "running": [_MOVE],
+    "totals": [{"direction": str, "outcome": str, "count": int, "seconds": (int, float)}],
+    "moved": {"stack check": int, "exit": int, "idle": int, "force": int},
+    "refusals": [{"operation": str, "errno": str, "count": int}],
+    "reversals": int,
+    "forced": [str],
+}
 _FORMS: dict[str, Any] = {
     "hello": {"protocol": int, "version": str, "python": str, "started": (int, float)},
     "load": _PATCH,
@@ -51,6 +72,7 @@ _FORMS: dict[str, Any] = {
     "status": {**_PATCH, "blocking": [_BLOCKER]},
     "tasks": [_TASK],
     "dmesg": [str],
+    "history": _HISTORY,
 }
 
 

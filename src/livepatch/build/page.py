@@ -1,14 +1,12 @@
 """The report of a build as one HTML page: what is refused, what is not consistent, and all else, side by side.
 
-The page needs nothing but itself: no script, no font, no picture, and its policy forbids what the code that it shows
-might smuggle in. The same build gives the same bytes. Every piece of code is shown once, where it matters most: with
+The same build gives the same bytes. Every piece of code is shown once, where it matters most: with
 what is refused, else with what is not consistent, else with its module.
 """
 
 from __future__ import annotations
 
 import os.path
-import re
 from collections.abc import Collection, Iterator, Sequence
 from html import escape
 from itertools import groupby
@@ -28,6 +26,7 @@ from livepatch.build.report import (
 )
 from livepatch.build.sides import Span, opcodes
 from livepatch.build.skeleton import skeleton
+from livepatch.pages import UNSEEN, count, document, safe, sentence
 
 if TYPE_CHECKING:
     from livepatch.build.pack import Build
@@ -49,11 +48,6 @@ _SHOWN = (REFUSED, AT_COMPLETION, IMMEDIATE, CARRIED, VALUE, ADDED)
 
 _CONTEXT = 3  # lines around a change that are not folded
 _FOLDED = 4  # at least, or folding is not worth it
-
-#: What a browser would hide, or use to show a line in another order than it is in.
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
 
 
 def page(build: Build, name: str, archive: str) -> str:
@@ -110,29 +104,29 @@ class _Page:
         for fate, title in ((NOTED, "Notes"), (LEFT_OUT, "Left out"), (ABSENT, "Not carried")):
             changes = self._report.of(fate)
             if changes:
-                body.append(f"<section><h2>{title}</h2>\n<p>{_sentence(_FATES[fate][1])}</p>\n<ul>")
-                body += [f"<li>{_text(str(change))}</li>" for change in changes]
+                body.append(f"<section><h2>{title}</h2>\n<p>{sentence(_FATES[fate][1])}</p>\n<ul>")
+                body += [f"<li>{safe(str(change))}</li>" for change in changes]
                 body.append("</ul></section>")
-        title = _text(f"{self._name}: {self._verdict()}")
-        return _HTML.format(title=title, style=_STYLE, body="\n".join(body))
+        title = safe(f"{self._name}: {self._verdict()}")
+        return document(title, _STYLE, "\n".join(body))
 
     def _verdict(self) -> str:
         if self._report.refused:
-            return f"There is no archive: {_count(len(self._report.refused), 'difference')} cannot be carried."
+            return f"There is no archive: {count(len(self._report.refused), 'difference')} cannot be carried."
         if self._report.changes_nothing:
             return "There is no archive: nothing changes for a running process."
         changes, modules = len(self._report.of(*_SHOWN)), len(self._report.modules)
-        return f"The patch is in {self._archive}: {_count(changes, 'change')} in {_count(modules, 'module')}."
+        return f"The patch is in {self._archive}: {count(changes, 'change')} in {count(modules, 'module')}."
 
     def _head(self) -> Iterator[str]:
         """What a reader wants to know first."""
         report = self._report
-        yield f"<header><p>livepatch build</p>\n<h1>{_text(self._name)}</h1>"
+        yield f"<header><p>livepatch build</p>\n<h1>{safe(self._name)}</h1>"
         releases = [f"{r['name']} {r['from']} → {r['to']}" for r in self._build.distributions]
         if releases or self._build.description:
-            yield f"<p>{_text(', '.join(releases) or self._build.description)}</p>"
+            yield f"<p>{safe(', '.join(releases) or self._build.description)}</p>"
         kind = "bad" if report.refused else "none" if report.changes_nothing else "good"
-        yield f'<p class="verdict {kind}">{_text(self._verdict())}</p>\n<dl>'
+        yield f'<p class="verdict {kind}">{safe(self._verdict())}</p>\n<dl>'
         for fate, (_, meaning) in _FATES.items():
             if number := len(report.of(fate)):
                 yield f"<dt><span>{number}</span> {_badge(fate)}</dt><dd>{meaning}</dd>"
@@ -140,7 +134,7 @@ class _Page:
         links = [("refused", "Refused")] if self._refused else []
         links += [("late", "Not consistent")] if self._late else []
         links += [(f"m-{name}", name or "other files") for name in sorted({_module(block) for block in self._blocks})]
-        shown = (f'<a href="#{_text(to)}">{_text(said)}</a>' for to, said in links)
+        shown = (f'<a href="#{safe(to)}">{safe(said)}</a>' for to, said in links)
         yield f"<nav>{' · '.join(shown)}</nav>"
 
     def _of_refused(self) -> Iterator[str]:
@@ -183,7 +177,7 @@ class _Page:
             yield "</section>"
 
     def _of_module(self, module: str, blocks: list[_Block]) -> Iterator[str]:
-        yield f'<section id="m-{_text(module)}"><h2>{_text(module or "Other files")}</h2>'
+        yield f'<section id="m-{safe(module)}"><h2>{safe(module or "Other files")}</h2>'
         shown = [block for block in blocks if block in self._refused or block in self._late]
         yield from _elsewhere(shown)
         for block in blocks:
@@ -192,12 +186,12 @@ class _Page:
         yield "</section>"
 
     def _block(self, block: _Block) -> Iterator[str]:
-        yield f'<article id="{block.id}"><h3>{_text(block.title)} <small>{_text(block.where)}</small></h3>\n<ul>'
+        yield f'<article id="{block.id}"><h3>{safe(block.title)} <small>{safe(block.where)}</small></h3>\n<ul>'
         for change in sorted(block.changes, key=lambda change: _SHOWN.index(change.fate)):
             what = f"{change.kind} {change.name}".strip() if change.name else change.kind
-            yield f"<li>{_badge(change.fate)} {_text(what)}: {_text(change.reason)}"
+            yield f"<li>{_badge(change.fate)} {safe(what)}: {safe(change.reason)}"
             if change.hint:
-                yield f'<p class="todo"><b>What to do:</b> {_text(change.hint)}</p>'
+                yield f'<p class="todo"><b>What to do:</b> {safe(change.hint)}</p>'
             yield "</li>"
         yield "</ul>"
         sides = self._build.sides
@@ -267,7 +261,7 @@ def _marked(line: str, other: str) -> str:
 
 def _elsewhere(blocks: Collection[_Block]) -> Iterator[str]:
     if blocks:
-        links = (f'<a href="#{block.id}">{_text(block.title)}</a>' for block in blocks)
+        links = (f'<a href="#{block.id}">{safe(block.title)}</a>' for block in blocks)
         yield f"<p>Shown above: {', '.join(links)}.</p>"
 
 
@@ -275,83 +269,16 @@ def _badge(fate: str) -> str:
     return f'<b class="fate f-{fate.replace(" ", "-")}">{_FATES[fate][0]}</b>'
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _text(text: str) -> str:
-    """Text for an element or an attribute, all of it visible."""
-    return escape(_UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text))
-
-
 def _code(line: str) -> str:
     """A piece of a line of code: what would not be seen is told apart from what is written like that."""
-    return _UNSEEN.sub(lambda found: f"<i>{ascii(found[0])[1:-1]}</i>", escape(line))
+    return UNSEEN.sub(lambda found: f"<i>{ascii(found[0])[1:-1]}</i>", escape(line))
 
-
-_HTML = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 _STYLE = """
-:root {
-  color-scheme: light dark;
-  --back: #fff; --fore: #1d2129; --dim: #667080; --line: #d8dce3; --soft: #f5f6f8;
-  --del: #ffebe9; --del2: #ffc9c4; --ins: #e4f8e9; --ins2: #abe9bb; --link: #0b57c2;
-  --bad: #b3261e; --late: #9a5b00; --good: #17693a; --none: #596273;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --back: #14171c; --fore: #dfe3ea; --dim: #95a0b0; --line: #333a45; --soft: #1c2027;
-    --del: #3c1c1e; --del2: #772c2f; --ins: #14301f; --ins2: #1f6237; --link: #86b4ff;
-    --bad: #ff9189; --late: #f2b45a; --good: #74d396; --none: #a6afbd;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; max-width: 100rem; padding: 1.5rem clamp(.75rem, 3vw, 3rem) 4rem;
-  background: var(--back); color: var(--fore); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
-}
-h1, h2, h3 { line-height: 1.25; margin: 0; }
-h2 { margin: 2.5rem 0 .75rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1.05rem; }
-header p { margin: .25rem 0; color: var(--dim); }
-p { margin: .4rem 0; max-width: 60rem; }
-small { font-weight: normal; color: var(--dim); }
-a { color: var(--link); }
-nav { margin: 1rem 0; line-height: 1.8; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: 1rem 0; }
-dt span { display: inline-block; min-width: 2.2em; text-align: right; }
-dd { margin: 0; color: var(--dim); }
-ul { margin: .3rem 0 .6rem; padding-left: 1.2rem; }
-section > ul { font-size: .9rem; }
 article { margin: 1.25rem 0 2rem; }
 article ul { list-style: none; padding: 0; }
 article li { margin: .25rem 0; }
 .todo { margin-left: 1.2rem; }
-header .verdict { color: inherit; font-weight: 600; padding: .6rem .9rem; border-left: .35rem solid; margin: .8rem 0; }
-.verdict { background: var(--soft); }
-.verdict.bad { border-color: var(--bad); }
-.verdict.good { border-color: var(--good); }
-.verdict.none { border-color: var(--none); }
 .fate {
   display: inline-block; padding: 0 .45em; border: 1px solid; border-radius: .3em; white-space: nowrap;
   font-size: .8rem; line-height: 1.5; color: var(--none);
@@ -359,8 +286,6 @@ header .verdict { color: inherit; font-weight: 600; padding: .6rem .9rem; border
 .f-refused { color: var(--bad); }
 .f-at-completion, .f-immediate { color: var(--late); }
 .f-carried, .f-added, .f-value { color: var(--good); }
-pre, code { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .8rem; }
-pre { margin: 0; line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; }
 .file { padding: .8rem; border: 1px solid var(--line); background: var(--soft); user-select: all; }
 .code { border: 1px solid var(--line); border-radius: .3rem; overflow: hidden; }
 .run { display: grid; grid-template-columns: 1fr 1fr; }
@@ -383,8 +308,6 @@ pre > del::after { content: "\\2212"; }
 mark { background: var(--ins2); color: inherit; }
 del mark { background: var(--del2); }
 pre i { outline: 1px solid var(--bad); }
-details { border: solid var(--line); border-width: 1px 0; }
-summary { padding: .1rem .6rem; background: var(--soft); color: var(--dim); font-size: .8rem; cursor: pointer; }
 @media (max-width: 52rem) {
   .run { grid-template-columns: 1fr; }
   .run > :nth-child(2) { border-left: 0; }
@@ -394,15 +317,7 @@ summary { padding: .1rem .6rem; background: var(--soft); color: var(--dim); font
   pre > del::after, pre > ins::after { left: 3em; }
 }
 @media print {
-  :root {
-    --back: #fff; --fore: #000; --dim: #444; --line: #999; --soft: #f2f2f2; --del: #fbe3e1; --del2: #f3b6b1;
-    --ins: #e1f4e6; --ins2: #a5dcb4; --link: #000; --bad: #900; --late: #740; --good: #050; --none: #444;
-  }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  pre, code { font-size: 7.5pt; }
-  pre > *, h2, h3, .verdict { break-inside: avoid; }
   h2, h3, article > ul { break-after: avoid; }
   del, ins, mark, .run > span { print-color-adjust: exact; }
-  nav { display: none; }
 }
 """.strip()

@@ -38,6 +38,7 @@ COMMANDS = {
     "unload": "patches",
     "dmesg": "show",
     "top": "top",
+    "audit": "audit",
     "install": "install",
     "uninstall": "install",
     "mount": "mount",

@@ -121,17 +121,27 @@ def agent_options(command: _Command) -> _Command:
     @functools.wraps(command)
     def with_agent(*arguments: Any, method: str, no_attach: bool, **options: Any) -> Any:
         def connect(pid: int) -> Client:
-            if no_attach:
-                from livepatch.attach.client import Client
+            from livepatch.attach.client import Client
 
-                return Client(pid)
-            from livepatch.attach import entry
-
-            return entry.attach(pid, method=method)
+            return Client(pid) if no_attach else attached(pid, method=method)
 
         return command(*arguments, connect=connect, **options)
 
     return cast(_Command, with_agent)
+
+
+def attached(pid: int, **options: Any) -> Client:
+    """A connection to the agent of a process, which is brought in if it is not there; that is recorded."""
+    from livepatch.attach.client import Client, NotPrepared
+
+    try:
+        return Client(pid)
+    except NotPrepared as error:
+        from livepatch.attach import entry
+        from livepatch.observe import trail
+
+        with trail.recorded("attach", targets=[trail.process_of(error.process)]):
+            return entry.attach(pid, **options)
 
 
 def each_process(

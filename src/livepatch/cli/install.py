@@ -18,6 +18,7 @@ from livepatch.archive import format, installed, policy, seal
 from livepatch.archive.format import Manifest
 from livepatch.archive.versions import is_older
 from livepatch.core.model import LivepatchError
+from livepatch.observe import trail
 
 from .common import DONE, REFUSED, describe, json_option, output
 from .files import replace_file
@@ -59,7 +60,8 @@ def install_command(file: Path, user: bool | None, downgrade: bool) -> int:
                 " say --downgrade if that is meant.",
             )
         path = before[0] if before is not None else folder / _file_name(folder, manifest.name)
-        replace_file(path, data, mode=0o644)
+        with trail.recorded("install", patch=trail.archive_of(data, str(file)), path=str(path)):
+            replace_file(path, data, mode=0o644)
     instead = f", in the place of version {before[1].version or '(none)'}" if before is not None else ""
     output.say(f"'{manifest.name}' is installed as {path}{instead}.")
     if manifest.replace and set(known) - {manifest.name}:
@@ -79,7 +81,9 @@ def uninstall_command(name: str, user: bool | None) -> int:
         if found is None:
             sentence = f"No patch '{name}' is installed in {folder}; `livepatch list --installed` lists them."
             raise LivepatchError(errno.ENOENT, sentence)
-        found[0].unlink()
+        patch = {"name": name, "version": found[1].version}
+        with trail.recorded("uninstall", patch=patch, path=str(found[0])):
+            found[0].unlink()
     output.say(f"'{name}' is not installed any more.")
     output.result({"name": name, "file": str(found[0])})
     return DONE

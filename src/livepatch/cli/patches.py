@@ -17,6 +17,7 @@ from livepatch.fleet.transaction import Operation, Transaction
 from livepatch.screens.words import state_of
 
 from .common import DONE, REFUSED, Connect, agent_options, json_option, output, show_walks
+from .observed import observe, report_option
 from .settle import NAMED, Confirm, Settling, consequence, name_blockers, never
 from .targets import targets_option
 
@@ -48,6 +49,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask before force 
 @_timeout_option
 @_on_stall_option
 @_yes_option
+@report_option
 @agent_options
 @json_option
 def load_command(file: Path, selection: Selection, timeout: float, on_stall: str, yes: bool, connect: Connect) -> int:
@@ -63,6 +65,7 @@ def load_command(file: Path, selection: Selection, timeout: float, on_stall: str
     confirm = _confirmation(on_stall, yes)
     operation = Operation("load", True, params=as_params(file))
     with Transaction(selection, operation, connect) as transaction:
+        observe(transaction)
         transaction.gather()
         asks = _may_walk(file)
         if selection.grows or not transaction.alone or asks:  # of one process, loading is the check
@@ -172,6 +175,7 @@ def _title(member: Member) -> str:
 @_on_stall_option
 @_yes_option
 @click.option("--unload", is_flag=True, help="Unload the patch as well, when it is disabled.")
+@report_option
 @json_option
 def disable_command(name: str, selection: Selection, timeout: float, on_stall: str, yes: bool, unload: bool) -> int:
     """Take a patch back: every task returns to the code without it.
@@ -180,6 +184,7 @@ def disable_command(name: str, selection: Selection, timeout: float, on_stall: s
     """
     confirm = _confirmation(on_stall, yes)
     with Transaction(selection, _writing(name, enabled=False)) as transaction:
+        observe(transaction)
         transaction.gather()
         transaction.require_patch()
         settling = Settling(transaction, timeout=timeout, on_stall=on_stall, confirm=confirm)
@@ -207,6 +212,7 @@ def _writing(name: str, *, enabled: bool) -> Operation:
 @_timeout_option
 @_on_stall_option
 @_yes_option
+@report_option
 @json_option
 def enable_command(name: str, selection: Selection, timeout: float, on_stall: str, yes: bool) -> int:
     """Reverse the running disable of a patch.
@@ -216,6 +222,7 @@ def enable_command(name: str, selection: Selection, timeout: float, on_stall: st
     """
     confirm = _confirmation(on_stall, yes)
     with Transaction(selection, _writing(name, enabled=True)) as transaction:
+        observe(transaction)
         transaction.gather()
         transaction.require_patch(running=True)
         settling = Settling(transaction, timeout=timeout, on_stall=on_stall, confirm=confirm)
@@ -238,6 +245,7 @@ def enable_command(name: str, selection: Selection, timeout: float, on_stall: st
 @targets_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_timeout_option
+@report_option
 @json_option
 def force_command(name: str, selection: Selection, yes: bool, timeout: float) -> int:
     """End a running transition by force, wherever the remaining tasks are.
@@ -247,6 +255,7 @@ def force_command(name: str, selection: Selection, yes: bool, timeout: float) ->
     a running transition are left alone.
     """
     with Transaction(selection, Operation("force", True, name, {"name": name})) as transaction:
+        observe(transaction)
         transaction.gather()
         transaction.require_patch(running=True)
         if not yes:
@@ -291,6 +300,7 @@ def unload_command(name: str, selection: Selection) -> int:
     Of several processes, none does if the patch is in use in one of them.
     """
     with Transaction(selection, Operation("unload", False, name, {"name": name})) as transaction:
+        observe(transaction)
         transaction.gather()
         transaction.require_patch()
         members = transaction.waiting()

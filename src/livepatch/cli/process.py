@@ -15,7 +15,7 @@ from livepatch.attach.client import Client, NotPrepared
 from livepatch.core.model import LivepatchError
 from livepatch.screens.words import state_of
 
-from .common import DONE, describe, json_option, method_option, output
+from .common import DONE, attached, describe, json_option, method_option, output
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as env, nohup and the shells have it
 
@@ -121,9 +121,7 @@ def attach_command(pid: int, method: str, timeout: float) -> int:
     Commands that need the agent do that by themselves. What the process notices, and when it is refused, is in
     docs/attach.md.
     """
-    from livepatch.attach import entry
-
-    with entry.attach(pid, timeout=timeout, method=method) as client:
+    with attached(pid, timeout=timeout, method=method) as client:
         output.say(f"Process {pid} (Python {client.hello['python']}) can be patched.")
         output.result({"pid": pid, "hello": client.hello})
     return DONE

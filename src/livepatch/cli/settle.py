@@ -21,6 +21,7 @@ from typing import Any
 from livepatch.attach.processes import NoAccess
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.transaction import Transaction
+from livepatch.observe.events import STALL
 from livepatch.screens import words
 from livepatch.screens.words import task_rows, warning
 
@@ -151,6 +152,7 @@ class Settling:
                 output.warn(f"process {member.pid}: {_waits(member)}")
                 self._name_blockers(member)
         self.blocking = {member: member.blocking() for member in stalled}
+        transaction.tell(STALL, stalled)
         if self._on_stall == "force" and not self._confirm(consequence(transaction)):
             self._on_stall = "reverse"
         if self._on_stall == "reverse":

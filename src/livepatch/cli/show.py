@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from livepatch.attach.client import Client
-from livepatch.attach.processes import Process
+from livepatch.attach.processes import NoAccess, Process
 from livepatch.fleet.selection import Selection
 from livepatch.screens.words import blocker_rows, functions_of, near, state_of, where
 
-from .common import Connect, agent_options, each_process, json_option, output, show_blockers
+from .common import DONE, Connect, agent_options, each_process, json_option, output, show_blockers
 from .targets import pids_of, targets_option
 
 #: How many tasks in the way `status` names.
@@ -76,9 +76,12 @@ def _none(process: Process) -> list[Any]:
 
 @click.command("status")
 @targets_option
+@click.option("--metrics", is_flag=True, help="Print Prometheus text; a process that cannot be asked is a metric, too.")
 @json_option
-def status_command(selection: Selection) -> int:
+def status_command(selection: Selection, metrics: bool) -> int:
     """Show the patches of a process, and of a running transition who stands in its way."""
+    if metrics:
+        return _metrics(selection)
 
     def look(client: Client) -> dict[str, Any]:
         patches = client.call("list")
@@ -107,6 +110,25 @@ def status_command(selection: Selection) -> int:
         return {"hello": None, "patches": _none(process), "blocking": []}
 
     return each_process(pids_of(selection), look, unprepared=unprepared)
+
+
+def _metrics(selection: Selection) -> int:
+    """Always a success: what is not there is said by the metrics."""
+    if output.json:
+        raise click.UsageError("--metrics prints Prometheus text, and no JSON.")
+    from livepatch.observe import metrics
+
+    try:
+        pids = pids_of(selection)
+    except NoAccess as error:
+        output.warn(str(error))
+        pids = list(selection.trees)
+    looks = metrics.look(pids)
+    for look in looks:
+        if look.error is not None:
+            output.warn(str(look.error))
+    output.say(metrics.text(looks).removesuffix("\n"))
+    return DONE
 
 
 def _describe(patch: dict[str, Any]) -> None:

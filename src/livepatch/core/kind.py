@@ -82,6 +82,10 @@ class Kind:
         """All live tasks, for people."""
         raise NotImplementedError
 
+    def name(self, task: Hashable) -> str | None:
+        """What people call a task; None if it is of another kind. May run the application's code."""
+        return None
+
     def creator(self, task: Hashable) -> Hashable | None:
         """The task whose state a newly noticed one takes, if that is known. Called under the switch lock."""
         return None

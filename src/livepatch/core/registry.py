@@ -17,6 +17,7 @@ from typing import Protocol
 
 from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state, values
 from . import tasks as task_kinds
+from .journal import counting, new_record, note_end
 from .kind import PATCHED, UNPATCHED
 from .lists import changing, exclusively, interrupted, listed, loaded_patches, taints, transition_of
 from .lock import TakenOver
@@ -120,6 +121,7 @@ def _take_over() -> None:
 # -- enabling ------------------------------------------------------------------------------------------------
 
 
+@counting("enable")
 def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
     """Load a patch: check that it fits, redirect its functions and start the transition.
 
@@ -218,6 +220,7 @@ def _init_transition(patch: Patch, goal: int) -> None:
     transition = Transition(
         goal, task_kinds.kinds, lambda towards: objects.footprint(patch, towards), _wake, boundary=boundary
     )
+    transition.record = new_record()
     lists.set_changing((patch, transition))
     for func in objects.funcs(patch):
         func.transition = True
@@ -338,6 +341,7 @@ def _conclude() -> None:
     modules.await_modules()
     lists.set_changing(None)
     _completion = None
+    note_end(patch, transition)
 
 
 def _cancel_transition() -> None:
@@ -373,6 +377,7 @@ def parse_bool(value: object) -> bool | None:
     raise LivepatchError(errno.EINVAL, f"{value!r} is neither true nor false; write 1 or 0.")
 
 
+@counting("write_enabled")
 def write_enabled(name: str, value: object) -> None:
     """Write the `enabled` attribute: disable a patch, or reverse its running transition.
 
@@ -436,6 +441,7 @@ def _reverse_transition() -> None:
     _round_soon()
 
 
+@counting("force")
 def force_transition(name: str) -> None:
     """Move all remaining tasks of a running transition at once, wherever they are: consistency is lost.
 
@@ -458,6 +464,7 @@ def force_transition(name: str) -> None:
                 other.forced = other.forced or other is not patch
 
 
+@counting("unload")
 def unload_patch(name: str) -> None:
     """Forget a disabled patch, so that one of its name can be loaded again: rmmod.
 

@@ -44,7 +44,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import originals
 from .kind import IDLE, PATCHED, UNPATCHED, Kind
@@ -53,6 +53,9 @@ from .stacks import Footprint, Stack, stack
 from .suspended import Suspended, find
 from .switch import promptly
 from .switch import switch_lock as switch_lock
+
+if TYPE_CHECKING:
+    from .journal import Record
 
 #: What a trampoline hands back when its call ends: where it was counted, and in which task.
 Token = tuple[dict[Hashable, int], Hashable]
@@ -146,6 +149,8 @@ class Transition:
         self.started = originals.monotonic()
         #: How many tasks moved in which way, for reports and tests.
         self.moved = {"stack check": 0, "exit": 0, "idle": 0, "force": 0}
+        self.reversals = 0
+        self.record: Record | None = None  # of every move, if somebody wants it
 
     @property
     def pending(self) -> World:
@@ -392,6 +397,8 @@ class Transition:
         self.goal.add(task)
         self.initial.discard(task)
         self.moved[way] += 1
+        if self.record is not None:
+            self.record.moved(task, way)
         if not self.pending:
             self.wake()
 
@@ -409,6 +416,8 @@ class Transition:
                     self.initial.add(task)
                     kind.notice(task)
                     self.labels.add(kind.label)
+        if self.record is not None:
+            self.record.learn(list(self.initial), self.kinds)
         for thing in unhurried(find(self.suspended.codes)):  # so that `_start` meets few that are new
             with switch_lock:
                 self.suspended.add(thing, None)
@@ -450,6 +459,7 @@ class Transition:
         with switch_lock:
             self.fast, self.ahead, self.stay = World(self.target.state), True, NOBODY
             self.initial, self.goal = self.goal, self.initial
+            self.reversals += 1
             kept = self._start()
             moved = list(self.pending)
         del kept
@@ -496,6 +506,9 @@ class Transition:
         """Move everybody who is left, wherever it is: the promise is broken from here on."""
         with switch_lock:
             self.moved["force"] += len(self.pending)
+            for task in self.pending:
+                if self.record is not None:
+                    self.record.moved(task, "force")
             self.goal |= self.pending
             self.pending.clear()
             self.calls.clear()
@@ -541,6 +554,8 @@ class Transition:
         self.suspended.disown(task)
         if task in self.initial:
             self.initial.discard(task)
+            if self.record is not None:
+                self.record.moved(task, "ended")
             if not self.initial and not self.over:
                 self.wake()
 

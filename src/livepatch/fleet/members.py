@@ -18,6 +18,7 @@ from livepatch.attach import prepare
 from livepatch.attach.client import Client, NotPrepared, listens
 from livepatch.attach.processes import NoAccess, alive, examine
 from livepatch.core.model import LivepatchError
+from livepatch.observe.events import Seen
 
 from .selection import Found
 
@@ -89,6 +90,12 @@ class Member:
     def blocking(self) -> list[State]:
         """The tasks in the way, if they were asked for at the last look."""
         return list(self.state.get("blocking", ())) if self.state is not None else []
+
+    def seen(self) -> Seen:
+        """As it is now, for who keeps a record."""
+        found, outcome = self.found, self.outcome.value
+        told = (outcome, self.state, self.error, self.before, self.client)
+        return Seen(found.process, found.started, self.born, self.silent, *told)
 
     def close(self) -> None:
         """Let go of the connection; the process goes on."""

@@ -29,6 +29,8 @@ from typing import Any
 from livepatch.attach.client import ANSWER_TIMEOUT, LOAD_TIMEOUT, Client
 from livepatch.attach.processes import NoAccess, alive
 from livepatch.core.model import LivepatchError
+from livepatch.observe import events
+from livepatch.observe.trail import Trail
 
 from . import restore
 from .members import CHILDHOOD, Member, Outcome, State, together
@@ -70,7 +72,8 @@ class Refused(LivepatchError):
 
 
 class Transaction:
-    """One operation in the processes of a selection. `members` are all that were ever part of it.
+    """One operation in the processes of a selection. `members` are all that were ever part of it, `observers` are told
+    of it; the first of them writes the audit record.
 
     Used as a context it lets go of the connections at its end.
     """
@@ -81,6 +84,7 @@ class Transaction:
         self.enabled = operation.enabled  # the goal, which the way back inverts
         self.members: list[Member] = []
         self.returning = False
+        self.observers: list[events.Observer] = [Trail()]
         self._concluded = False
         self._unrestored: list[Member] = []
         self._connect = connect
@@ -90,7 +94,8 @@ class Transaction:
     def __enter__(self) -> Transaction:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        self.tell(events.END, self.members, error)
         for member in self.members:
             member.close()
 
@@ -103,6 +108,15 @@ class Transaction:
     def alone(self) -> bool:
         """There is one process only, so far."""
         return len(self.members) == 1
+
+    def tell(self, kind: str, members: Iterable[Member], error: BaseException | None = None) -> None:
+        """Tell the observers. Raises what they raise."""
+        named = {"load": "load", "force": "force", "unload": "unload"}
+        operation = named.get(self.operation.method) or ("enable" if self.operation.enabled else "disable")
+        seen = [member.seen() for member in members]
+        told = (self.name, self.operation.params, self.enabled, self.returning, seen, error)
+        for observer in self.observers:
+            observer(events.Event(kind, time.monotonic(), operation, *told))
 
     # -- before anything is touched ----------------------------------------------------------------
 
@@ -119,6 +133,7 @@ class Transaction:
                     continue
                 member.outcome = Outcome.REFUSED
         self.stop_if_refused()
+        self.tell(events.REACHED, self.members)
 
     def check(self) -> None:
         """Ask every process whether the file fits. Raises LivepatchError, of several processes Refused."""
@@ -215,6 +230,7 @@ class Transaction:
         """See how far they are, with up to so many of the tasks in the way of each; and who was born meanwhile."""
         watched = [member for member in self.members if member.in_transition or member.silent]
         self._note(together(watched, "status", timeout=_POLL, name=self.name, blockers=blockers))
+        self.tell(events.LOOK, watched)
         if self.selection.grows:
             self._adopt()
 
@@ -293,6 +309,8 @@ class Transaction:
         """Forget the disabled patch in these, and in who was forked from them before that; those that refuse it, with
         their error.
         """
+        if members:
+            self.tell(events.UNLOAD, members)
         refused = []
         for member, answer in together(members, "unload", timeout=ANSWER_TIMEOUT, name=self.name).items():
             if isinstance(answer, LivepatchError) and member.outcome is not Outcome.ENDED:
@@ -333,6 +351,7 @@ class Transaction:
 
     def turn_back(self) -> None:
         """Bring back whatever has begun, in every process."""
+        self.tell(events.BACK, self.members)
         self.returning = True
         self.enabled = not self.enabled
         for member in self.members:
@@ -341,6 +360,7 @@ class Transaction:
 
     def force(self) -> None:
         """Move the tasks that are left, wherever they are."""
+        self.tell(events.FORCE, self.moving())
         self._note(together(self.moving(), "force", timeout=ANSWER_TIMEOUT, name=self.name))
 
     def moving(self) -> list[Member]:
@@ -390,9 +410,11 @@ class Transaction:
         return member.found.parent in self._parents and member.found.age() < _IMPORTS
 
     def _start(self, members: list[Member]) -> None:
+        self.tell(events.BEGIN, members)
         for member in members:
             member.begun = True
         self._note(together(members, self.operation.method, timeout=LOAD_TIMEOUT, **self.operation.params))
+        self.tell(events.LOOK, members)
 
     def _write(self, members: list[Member]) -> None:
         value = "1" if self.enabled else "0"

@@ -22,6 +22,7 @@ from livepatch.attach import processes
 from livepatch.attach.client import Client, NotPrepared, listens
 from livepatch.core.attributes import Directory, Node, Tree, task_entries
 from livepatch.core.model import LivepatchError, TaskStatus
+from livepatch.observe import trail
 
 _Result = TypeVar("_Result")
 
@@ -58,7 +59,12 @@ class Target:
         if _is_task(path):
             self._made_here.write(path, value)
         self._tasks_until = 0.0  # they may move at once
-        self._call(bool, "tree_write", path=path, value=value)
+        try:
+            target = trail.process_of(processes.require_python(self.pid))
+        except processes.NoAccess as error:
+            raise LivepatchError(errno.ENOENT, str(error)) from None
+        with trail.recorded("write", attribute=path, value=value.strip(), targets=[target]):
+            self._call(bool, "tree_write", path=path, value=value)
 
     def listdir(self, path: str) -> list[str]:
         if not path:

@@ -118,6 +118,9 @@ class Loops(Kind):
     def _is_task(self, task: object) -> bool:
         return isinstance(task, getattr(sys.modules.get("asyncio"), "Future", ()))
 
+    def name(self, task: Hashable) -> str | None:
+        return str(task.get_name()) if self._is_task(task) else None  # type: ignore[attr-defined]
+
     def creator(self, task: Hashable) -> Hashable | None:
         thread = originals.get_ident()
         return self._creators.get(thread, thread) if self._is_task(task) else None

@@ -121,6 +121,10 @@ class Greenlets(Kind):
         owners = self._owners() if found else {}
         return [greenlet for greenlet in found if id(greenlet) not in owners]
 
+    def name(self, task: Hashable) -> str | None:
+        library = _library()
+        return _name(task) if library is not None and isinstance(task, library.greenlet) else None
+
     def notice(self, task: Hashable) -> None:
         library = _library()
         if library is not None and isinstance(task, library.greenlet):
@@ -280,11 +284,15 @@ class Greenlets(Kind):
         ]
 
 
+def _name(greenlet: Any) -> str:
+    return str(getattr(greenlet, "name", "") or type(greenlet).__name__)
+
+
 def _sketch(greenlet: Any, stacks: list[Stack] | None) -> blockers.Sketch:
     """What `blockers.py` is told of one."""
     own = stacks[0] if stacks is not None and len(stacks) == 1 else []
     origin = blockers.defined(own[-1].f_code) if own else ""
-    name, asleep = str(getattr(greenlet, "name", "") or type(greenlet).__name__), greenlet.gr_frame is not None
+    name, asleep = _name(greenlet), greenlet.gr_frame is not None
     track = blockers.Track(greenlet, lambda source: stack_of(_suspended(source)))
     return blockers.Sketch("greenlet", name, hex(id(greenlet)), own, stacks, origin, asleep, track=track)
 

@@ -31,6 +31,10 @@ from . import boundaries, greenlet
 _STARTERS = (threading, cpython.THREAD_STARTER), (_thread, "start_new_thread")
 
 
+#: The name of one that nobody has given one.
+_UNNAMED = "(not started by threading)"
+
+
 class Threads(Kind):
     """The kind that every process has."""
 
@@ -46,6 +50,12 @@ class Threads(Kind):
 
     def tasks(self) -> Iterable[int]:
         return list(sys._current_frames())
+
+    def name(self, task: Hashable) -> str | None:
+        if not isinstance(task, int):
+            return None
+        thread = threading._active.get(task)  # type: ignore[attr-defined]
+        return thread.name if thread is not None else _UNNAMED
 
     def notice(self, task: Hashable) -> None:
         if isinstance(task, int):
@@ -142,7 +152,7 @@ def _sketch(ident: int, thread: threading.Thread | None, stacks: list[Stack] | N
     """What `blockers.py` is told of a thread. One that a dummy stands for may have ended long ago."""
     frames = stacks[0] if stacks else []
     if thread is None or isinstance(thread, threading._DummyThread):
-        name = thread.name if thread is not None else "(not started by threading)"
+        name = thread.name if thread is not None else _UNNAMED
         native = (thread and thread.native_id) or ident
         origin = "foreign thread (_thread or C code)" + (f", {blockers.defined(frames[-1].f_code)}" if frames else "")
         return blockers.Sketch("thread", name, str(native), frames, stacks, origin)

@@ -80,6 +80,9 @@ class Runs(Kind):
     def left_behind(self) -> Iterable[tuple[Hashable, object]]:
         return [(task, task.coro) for run in self._ended for task in _suspended(run)]
 
+    def name(self, task: Hashable) -> str | None:
+        return str(task.name) if self._is_task(task) else None  # type: ignore[attr-defined]
+
     def notice(self, task: Hashable) -> None:
         if self._is_task(task):
             self._noticed.add(task)
