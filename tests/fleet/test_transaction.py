@@ -341,7 +341,8 @@ def test_a_bar_for_all(lp, services, patch):
     occupy(targets[0])
     drawn, status = on_terminal("load", patch("fix", "slow"), *pids(targets), "--timeout", 5)
     assert status == 3
-    assert re.search(r"patching 'fix' in 2 processes, 1 not done .* waiting for thread worker in slow \(", drawn)
+    assert "patching 'fix' in 2 processes, 1 not done" in drawn
+    assert re.search(rf"waiting for this task of process {targets[0].pid}:\s+• thread worker in slow \(", drawn)
 
 
 # -- who is born meanwhile -------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from livepatch.archive import format, policy, seal
+from livepatch.archive import policy
 from livepatch.attach.processes import Process
 from livepatch.core.model import LivepatchError
 
@@ -108,6 +108,8 @@ def archive_of(data: bytes, file: str) -> dict[str, Any]:
     found: dict[str, Any] = {"file": file, "sha256": hashlib.sha256(data).hexdigest(), "signer": None}
     if data[:2] != b"PK":
         return found
+    from livepatch.archive import format, seal  # many commands have no archive
+
     with suppress(LivepatchError):
         manifest = format.read(data).manifest
         found |= {"name": manifest.name, "version": manifest.version}
