@@ -1,7 +1,7 @@
 """What depends on the kind of processor: registers, the frame of a signal handler, and a little machine code.
 
-`injection` says what is to happen in terms of this interface; `x86_64` is one implementation. A thread is always
-changed by one write of all its registers, so that there is no instant at which it is half changed.
+`injection` says what is to happen in terms of this interface; `x86_64` and `aarch64` are its implementations. A thread
+is always changed by one write of all its registers, so that there is no instant at which it is half changed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class Registers(Protocol):
     @property
     def sp(self) -> int: ...
     @property
+    def links(self) -> tuple[int, ...]:
+        """What tells, beside the stack, to where the function that runs returns; or is left from before."""
+
+    @property
     def foreign(self) -> bool:
         """It runs code of another kind than ours, as a 32-bit program does."""
 
@@ -96,20 +100,20 @@ class Processor(Protocol):
     #: The code that is put into the target, and where in it things begin, see `stub`.
     stub: bytes
     entries: Mapping[str, int]
-    #: What the thread may use of the stack below its stack pointer.
-    red_zone: int
-
-    #: The regset of the floating point and vector registers.
-    extended_set: int
+    #: Instructions begin at multiples of this.
+    instruction_unit: int
 
     def problem(self, status: Mapping[str, str]) -> str | None:
         """What makes all this impossible, told by /proc/PID/status, as the end of a sentence."""
 
-    def registers(self, content: bytes) -> Any:
-        """Registers from what the kernel gives."""
+    def registers(self, thread: Any) -> Any:
+        """The registers of a stopped thread. Raises Refusal if it runs code of another kind."""
 
     def raw(self, registers: Any) -> bytes:
-        """And back."""
+        """These in the form in which the kernel takes them."""
+
+    def extended(self, thread: Any) -> bytes:
+        """Its floating point and vector registers, for `frame`. Raises Refusal if it has what no frame can hold."""
 
     def frame(self, registers: Any, mask: int, extended: bytes, restorer: int) -> Frame:
         """What the kernel lays on a thread's stack for a signal handler, so that it returns to `registers`."""
@@ -131,6 +135,9 @@ class Processor(Protocol):
     def is_leaving(self, registers: Any, frame: Frame) -> bool:
         """It is making the system call that takes this frame down."""
 
+    def code_address(self, word: int) -> int:
+        """What a word is without the signature that it has if it is a return address."""
+
     def follows_call(self, before: bytes) -> bool:
         """Whether these 8 bytes of code end with a call of a function."""
 
@@ -144,6 +151,10 @@ def processor() -> Processor:
         from .x86_64 import X86_64
 
         return X86_64()
+    if platform.machine() == "aarch64":
+        from .aarch64 import AArch64
+
+        return AArch64()
     raise Refusal(
         errno.ENOSYS,
         f"livepatch cannot attach to an unprepared process on {platform.machine()}; start it with"

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from .processor import Processor
@@ -146,9 +147,10 @@ class Lookout:
             return
         start = registers.sp & ~7
         content = self._memory.read(start, min(depth, stack.end - start))
-        for (word,) in struct.iter_unpack("<Q", content):
-            mapping = self._maps.at(word)
-            if mapping is not None and mapping.executable and self._processor.follows_call(self._before(word)):
+        for word in chain(registers.links, (word for (word,) in struct.iter_unpack("<Q", content))):
+            address = self._processor.code_address(word)
+            mapping = self._maps.at(address)
+            if mapping is not None and mapping.executable and self._processor.follows_call(self._before(address)):
                 yield mapping
 
     def _before(self, address: int) -> bytes:
