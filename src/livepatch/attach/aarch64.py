@@ -160,7 +160,8 @@ _FOR_SIGNALS = {
     "read": 63, "write": 64, "readv": 65, "writev": 66, "sendfile": 71, "pselect6": 72, "ppoll": 73, "splice": 76,
     "openat": 56, "nanosleep": 101, "clock_nanosleep": 115, "connect": 203, "accept": 202, "accept4": 242,
     "sendto": 206, "recvfrom": 207, "sendmsg": 211, "recvmsg": 212, "recvmmsg": 243, "sendmmsg": 269, "wait4": 260,
-    "waitid": 95, "semop": 193, "semtimedop": 192, "msgsnd": 189, "msgrcv": 188, "fcntl": 25, "flock": 32, "rt_sigtimedwait": 137,
+    "waitid": 95, "semop": 193, "semtimedop": 192, "msgsnd": 189, "msgrcv": 188, "fcntl": 25, "flock": 32,
+    "rt_sigtimedwait": 137,
     "rt_sigsuspend": 133, "futex": 98, "io_getevents": 4, "io_pgetevents": 292, "restart_syscall": 128,
     "mq_timedsend": 182, "mq_timedreceive": 183, "epoll_pwait": 22, "epoll_pwait2": 441, "io_uring_enter": 426,
 }  # fmt: skip
