@@ -55,12 +55,11 @@ build() {
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
 # recipe
     files=$new/files
-    debootstrap --foreign --arch=arm64 --variant=minbase --force-check-gpg --include=linux-image-arm64,python3-venv \
+    debootstrap --foreign --arch=arm64 --variant=minbase --force-check-gpg --include=linux-image-arm64,python3-venv,binutils \
         "$release" "$files" "$mirror" || return 1
-    for package in "$files"/var/cache/apt/archives/*python3*.deb "$files"/var/cache/apt/archives/lib*.deb \
-        "$files"/var/cache/apt/archives/media-types*.deb "$files"/var/cache/apt/archives/linux-image-[0-9]*.deb; do
-        dpkg-deb -x "$package" "$files" || return 1
-    done
+    (cd "$files/var/cache/apt/archives" && for package in python3*.deb lib*.deb binutils*.deb linux-image-[0-9]*.deb; do
+        dpkg-deb -x "$package" "$files" || exit 1
+    done) || return 1
     mv "$files"/boot/vmlinuz-* "$new/kernel" || return 1
     version=$(cd "$files/usr/bin" && ls | grep -x 'python3[.][0-9]*')
     "$python" -m pip install --quiet --disable-pip-version-check --target "$files/packages" --only-binary=:all: \

@@ -189,7 +189,10 @@ def test_what_the_stopped_system_call_was():
     assert kind(22, before=SVC, x0=-4) == ("epoll_pwait", False, False, True)
     assert kind(22, before=SVC, x0=3) == ("epoll_pwait", False, False, False)
     assert kind(22, before=SVC, at=SVC, x0=3)[1]
-    assert stopped(98, at=SVC, x1=7, x3=9).call().name == "futex"
+    assert kind(98, at=SVC, x1=6, x3=8) == ("futex", True, False, True)  # FUTEX_LOCK_PI
+    assert kind(73, at=SVC, x1=0, x2=8) == ("ppoll", True, False, True)
+    assert kind(73, at=SVC, x1=0, x2=0) == ("pause", True, False, True)
+    assert kind(73, before=SVC, x0=-4, x1=1, x2=0) == ("ppoll", False, False, True)
     assert CPU.registers(Recorded(stopped_sets(), {})).call() is None  # nothing is mapped before it
 
 

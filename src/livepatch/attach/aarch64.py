@@ -196,7 +196,10 @@ class A64Registers:
         number = self.general[_NUMBER]
         name = _NAMES.get(number, str(number))
         before, here = self.code
-        if here == _SYSTEM_CALL and name in _FOR_SIGNALS:
+        ends_for_signals = name in _FOR_SIGNALS
+        if name == "ppoll" and self.argument(1) == self.argument(2) == 0:
+            name = "pause"  # for nothing and without end: that is what C libraries make of it
+        if here == _SYSTEM_CALL and ends_for_signals:
             return Call(name, -516 if self._for_the_rest(name) else -512)
         return Call(name, self.result()) if before == _SYSTEM_CALL else None
 
