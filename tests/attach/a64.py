@@ -282,6 +282,7 @@ class Values:
         self.flags = 0x60000000  # zero, carry
         self.control, self.status = 1 << 22, 0x1F  # round up; everything has happened
         self.length = length
+        self.tail = b""
         long = [chance.randbytes(length) for _ in range(32)]
         self.vectors = b"".join(value[:16] for value in long)
         self.long = b"".join(long)
@@ -290,7 +291,7 @@ class Values:
     def given(self):
         content = struct.pack("<31QQQQQ", *self.general, 0, self.flags, self.control, self.status)
         content = content.ljust(320, b"\0") + self.vectors
-        return (content + self.long + self.predicates).ljust(SIZE, b"\0")
+        return (content + self.long + self.predicates).ljust(SIZE - len(self.tail), b"\0") + self.tail
 
     def missing(self, content, sp, *, whole, mask=0x800, but=(9,)):
         """Which of them are not in what the program has written. x9 it needs itself, as a rule."""

@@ -13,17 +13,16 @@ in x30, so nothing of it is in the frame. Below the stack pointer nothing is in 
 **A stopped system call** is told otherwise than on x86. There the tracer sees that it was interrupted, and how it would
 be made again. Here the kernel has prepared that before it stops: x0 is the first argument again, the pc is at the `svc`
 itself, and that there was a system call is forgotten. Such a thread cannot be told from one that has not made the call
-yet, and need not be: both will make it, and to both it may be said that a signal came first, if it is a call of which
-everybody expects that (`_FOR_SIGNALS`). What the kernel alone knows is whether it would go on with the rest of the
-time, which it does if the pc is still where it has put it. Only few calls have that, and their arguments tell. x8 is
-the number, that of `restart_syscall` if the rest of the time is being waited for already. A call that has ended, by
-EINTR for one, leaves the pc behind the `svc`.
+yet, to which nobody may say that a signal came first: it may be about to wake somebody up. So it is let go on into its
+call, with a stop already asked for (`Thread.settle`): what waits is interrupted again at once, as the kernel provides
+for, and now the end of the call shows the kernel's own code (`settled`); what does not wait is done. A call that is
+made for the rest of its time has become `restart_syscall` by then, whose number is in x8, so the first one is
+remembered.
 
 At the stops that begin and end a system call the kernel still knows its number (NT_ARM_SYSTEM_CALL), and x7 says which
 of the two it is, 0 or 1: what the thread has in x7 is not to be seen there, and cannot be changed. So registers from
-there are never put into a frame (`injection._outlast`). At the end of a call that was interrupted x0 is still the
-kernel's own code; the kernel would move the pc for it, wherever we have put that, so who is sent elsewhere gets another
-x0.
+there are never put into a frame (`injection._outlast`). As long as x0 is the kernel's own code there, the kernel would
+move the pc for it, wherever we have put that; so who is sent elsewhere gets another x0.
 
 **Newer processors.** Where the program was built to be safe from being diverted (BTI), a jump by register must land on
 what is meant for it. So the state in which the thread was may not be that between such a jump and its landing (BTYPE in
@@ -148,25 +147,6 @@ _RESERVED = 4096  # for records in `struct sigcontext`
 
 _ENABLED, _AT_USER, _WHOLE_INSTRUCTION = 1, 2 << 1, 0xF << 5  # of a breakpoint
 
-_TIMER_ABSTIME = 1
-_FUTEX_COMMAND, _FUTEX_WAITS = 0x7F, (0, 9)
-
-#: System calls that are made in the target or looked for, but never end because a signal came.
-_MADE = {
-    "mmap": 222, "mprotect": 226, "munmap": 215, "rt_sigreturn": 139, "clone": 220, "clone3": 435,
-}  # fmt: skip
-#: Those that may end with EINTR.
-_FOR_SIGNALS = {
-    "read": 63, "write": 64, "readv": 65, "writev": 66, "sendfile": 71, "pselect6": 72, "ppoll": 73, "splice": 76,
-    "openat": 56, "nanosleep": 101, "clock_nanosleep": 115, "connect": 203, "accept": 202, "accept4": 242,
-    "sendto": 206, "recvfrom": 207, "sendmsg": 211, "recvmsg": 212, "recvmmsg": 243, "sendmmsg": 269, "wait4": 260,
-    "waitid": 95, "semop": 193, "semtimedop": 192, "msgsnd": 189, "msgrcv": 188, "fcntl": 25, "flock": 32,
-    "rt_sigtimedwait": 137,
-    "rt_sigsuspend": 133, "futex": 98, "io_getevents": 4, "io_pgetevents": 292, "restart_syscall": 128,
-    "mq_timedsend": 182, "mq_timedreceive": 183, "epoll_pwait": 22, "epoll_pwait2": 441, "io_uring_enter": 426,
-}  # fmt: skip
-_NAMES = {number: name for name, number in (_MADE | _FOR_SIGNALS).items()}
-
 
 @dataclass(frozen=True)
 class A64Registers:
@@ -176,10 +156,17 @@ class A64Registers:
     sp: int
     pc: int
     pstate: int
-    #: Of the system call that it is stopped at the beginning or end of.
+    #: The system call that it is stopped at the beginning or end of.
     number: int = _NONE
+    #: The system call that it will make again, and what that gave last.
+    settled: tuple[int, int] | None = None
     #: The instructions before the pc and at it.
     code: tuple[int, int] = (0, 0)
+
+    @property
+    def unsettled(self) -> int | None:
+        known = self.code[1] != _SYSTEM_CALL or self.number != _NONE or self.settled is not None
+        return None if known else self.general[_NUMBER]
 
     @property
     def links(self) -> tuple[int, ...]:
@@ -193,23 +180,17 @@ class A64Registers:
         if self.number != _NONE:
             begins = self.general[7] == _ENTRY
             return Call(_NAMES.get(self.number, str(self.number)), -errno.ENOSYS if begins else self.result())
-        number = self.general[_NUMBER]
-        name = _NAMES.get(number, str(number))
         before, here = self.code
-        ends_for_signals = name in _FOR_SIGNALS
+        if here == _SYSTEM_CALL and self.settled is not None:
+            number, result = self.settled
+        elif before == _SYSTEM_CALL:
+            number, result = self.general[_NUMBER], self.result()
+        else:
+            return None
+        name = _NAMES.get(number, str(number))
         if name == "ppoll" and self.argument(1) == self.argument(2) == 0:
             name = "pause"  # for nothing and without end: that is what C libraries make of it
-        if here == _SYSTEM_CALL and ends_for_signals:
-            return Call(name, -516 if self._for_the_rest(name) else -512)
-        return Call(name, self.result()) if before == _SYSTEM_CALL else None
-
-    def _for_the_rest(self, name: str) -> bool:
-        """Made again after a signal, this call would be made for the rest of its time."""
-        if name == "clock_nanosleep":
-            return not self.argument(1) & _TIMER_ABSTIME
-        if name == "futex":
-            return self.argument(1) & _FUTEX_COMMAND in _FUTEX_WAITS and self.argument(3) != 0
-        return name in ("nanosleep", "restart_syscall")
+        return Call(name, result)
 
     def argument(self, number: int) -> int:
         return self.general[number]
@@ -218,12 +199,13 @@ class A64Registers:
         return (self.general[0] ^ 1 << 63) - (1 << 63)
 
     def again(self) -> Self:
-        return self
+        assert self.settled is not None
+        return self.but({_NUMBER: self.settled[0]})
 
     def interrupted(self) -> Self:
         if self.code[1] != _SYSTEM_CALL:
             return self
-        return replace(self.but({0: 2**64 - errno.EINTR}), pc=self.pc + 4, code=(_SYSTEM_CALL, 0))
+        return replace(self.but({0: 2**64 - errno.EINTR}), pc=self.pc + 4, code=(_SYSTEM_CALL, 0), settled=None)
 
     def but(self, general: Mapping[int, int]) -> Self:
         values = (general.get(number, value) % 2**64 for number, value in enumerate(self.general))
@@ -236,7 +218,15 @@ class AArch64:
     machine = "aarch64"
     elf_machine = 183
     instruction_unit = 4
-    calls: Mapping[str, int] = _MADE | _FOR_SIGNALS
+    calls: Mapping[str, int] = {
+        "io_getevents": 4, "epoll_pwait": 22, "fcntl": 25, "flock": 32, "openat": 56, "read": 63, "write": 64, "readv":
+        65, "writev": 66, "sendfile": 71, "pselect6": 72, "ppoll": 73, "splice": 76, "waitid": 95, "futex": 98,
+        "nanosleep": 101, "clock_nanosleep": 115, "restart_syscall": 128, "rt_sigsuspend": 133, "rt_sigtimedwait": 137,
+        "rt_sigreturn": 139, "mq_timedsend": 182, "mq_timedreceive": 183, "msgrcv": 188, "msgsnd": 189, "semtimedop":
+        192, "semop": 193, "accept": 202, "connect": 203, "sendto": 206, "recvfrom": 207, "sendmsg": 211, "recvmsg":
+        212, "munmap": 215, "clone": 220, "mmap": 222, "mprotect": 226, "accept4": 242, "recvmmsg": 243, "wait4": 260,
+        "sendmmsg": 269, "io_pgetevents": 292, "io_uring_enter": 426, "clone3": 435, "epoll_pwait2": 441,
+    }  # fmt: skip
     system_call_code: tuple[bytes, ...] = (struct.pack("<II", _SYSTEM_CALL, _RETURN),)
     restorer_code: tuple[bytes, ...] = (struct.pack("<II", 0xD2801168, _SYSTEM_CALL),)
     stub = bytes.fromhex(
@@ -261,7 +251,8 @@ class AArch64:
             both = thread.peek(pc - 4)
         except OSError:
             both = 0  # the first instruction that is mapped there
-        return A64Registers(tuple(general), sp, pc, pstate, number, (both & 0xFFFFFFFF, both >> 32))
+        code = both & 0xFFFFFFFF, both >> 32
+        return A64Registers(tuple(general), sp, pc, pstate, number, thread.settled, code)
 
     def raw(self, registers: A64Registers) -> bytes:
         return _REGISTERS.pack(*registers.general, registers.sp, registers.pc, registers.pstate)
@@ -323,7 +314,7 @@ class AArch64:
     def _on(self, registers: A64Registers, frame: Frame, pc: int, general: Mapping[int, int]) -> A64Registers:
         changed = registers.but({0: 0, _LINK: frame.restorer, **general})
         pstate = registers.pstate & ~(_LANDING | _UNCHECKED)
-        return replace(changed, sp=frame.address, pc=pc, pstate=pstate, number=_NONE, code=(0, 0))
+        return replace(changed, sp=frame.address, pc=pc, pstate=pstate, number=_NONE, settled=None, code=(0, 0))
 
     def is_leaving(self, registers: A64Registers, frame: Frame) -> bool:
         return registers.number == self.calls["rt_sigreturn"] and registers.sp == frame.address
@@ -344,6 +335,9 @@ class AArch64:
         """The first of the thread's own."""
         control = 0 if address is None else _ENABLED | _AT_USER | _WHOLE_INSTRUCTION
         thread.set_regset(_NT_HW_BREAK, struct.pack("<8xQI4x", address or 0, control))
+
+
+_NAMES = {number: name for name, number in AArch64.calls.items()}
 
 
 def _optional(thread: Thread, kind: int) -> bytes:

@@ -205,16 +205,21 @@ class Injection:
 
     def _comes_to_rest(self) -> bool:
         """Wait until the main thread, which was asked to, has stopped; False if it does not just now."""
-        stop = self._thread.wait(1.0)
-        while stop is not None and stop.why is not Why.INTERRUPTED:
+        thread = self._thread
+        stop = thread.wait(1.0)
+        while stop is not None:
             if stop.why is Why.STOPPED:
-                self._thread.release()
+                thread.release()
                 raise self._stopped()
-            self._thread.resume()
-            stop = self._thread.wait(1.0)
-        if stop is None:
-            self._thread.release()
-        return stop is not None
+            if stop.why is not Why.INTERRUPTED:
+                thread.resume()
+                stop = thread.wait(1.0)
+            elif thread.registers().unsettled is not None:
+                stop = thread.settle(1.0)
+            else:
+                return True
+        thread.release()
+        return False
 
     def _stopped(self) -> Refusal:
         return Refusal(

@@ -33,6 +33,8 @@ class Call:
 
     restarts = property(lambda self: self.result in (-512, -513, -514))
     resumes = property(lambda self: self.result == -516)
+    #: A signal handler would not change that.
+    always_restarts = property(lambda self: self.result == -513)
 
     @property
     def begins(self) -> bool:
@@ -55,6 +57,12 @@ class Registers(Protocol):
     @property
     def links(self) -> tuple[int, ...]:
         """What tells, beside the stack, to where the function that runs returns; or is left from before."""
+
+    @property
+    def unsettled(self) -> int | None:
+        """The number of a system call that it was interrupted in, or has not begun: that cannot be told, see
+        `Thread.settle`.
+        """
 
     @property
     def foreign(self) -> bool:

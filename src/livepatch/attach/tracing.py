@@ -65,6 +65,8 @@ class Thread:
         #: Still so after `release` if it cannot be stopped, until it can or we end.
         self.traced = False
         self._stop: Stop | None = None
+        #: What `settle` has found: the number of a system call, and what it gave.
+        self.settled: tuple[int, int] | None = None
 
     def request(self, number: int, address: int = 0, data: int = 0) -> int:
         """One ptrace request. Raises Gone, or OSError."""
@@ -103,7 +105,7 @@ class Thread:
         it gets that now, or never.
         """
         number = 0 if withhold else self._due()
-        self._stop = None
+        self._stop = self.settled = None
         self.request(_SYSCALL if to_call else _CONT, 0, number)
 
     def _due(self) -> int:
@@ -137,6 +139,30 @@ class Thread:
     def extended(self) -> bytes:
         """The registers of the floating point and vector units."""
         return self._processor.extended(self)
+
+    def settle(self, seconds: float) -> Stop | None:
+        """Have a thread that we have stopped, and whose registers are `unsettled`, begin its system call and stop.
+
+        Returns why it has stopped; if that is not because we asked it to, we have asked it to stop afterwards.
+        """
+        number = self.registers().unsettled
+        assert number is not None
+        self.resume(to_call=True)
+        stop = self.wait(seconds)
+        if stop is None:
+            return None
+        self.request_stop()
+        if stop.why is not Why.CALL:
+            return stop
+        self.resume(to_call=True)
+        if self.wait(seconds) is None:
+            return None
+        result = self.registers().result()
+        self.resume()
+        stop = self.wait(seconds)
+        if stop is not None and stop.why is Why.INTERRUPTED:
+            self.settled = number, result
+        return stop
 
     def regset(self, kind: int) -> bytes:
         """One of the sets of registers that the kernel knows (NT_...). Raises OSError if there is no such one."""

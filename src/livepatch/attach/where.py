@@ -87,7 +87,7 @@ class Lookout:
         if retried:
             return Place(interrupted, visit, True, answers=call.name != "futex")
         if call.restarts or absolute or endless:
-            return Place(registers.again(), visit, True, or_interrupted=interrupted)
+            return Place(registers.again(), visit, True, or_interrupted=None if call.always_restarts else interrupted)
         if not call.resumes:
             return Place(registers, visit, True)
         # A poll with a limit ends so whenever a signal comes; who calls it knows that.

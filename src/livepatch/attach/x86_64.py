@@ -128,6 +128,7 @@ class X86Registers(ctypes.Structure):
         return int(self.rsp)
 
     links: tuple[int, ...] = ()
+    unsettled: int | None = None
 
     @property
     def foreign(self) -> bool:
