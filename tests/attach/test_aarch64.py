@@ -271,9 +271,19 @@ def test_calls_are_known(tmp_path):
             assert CPU.follows_call((tmp_path / "a64.bin").read_bytes()[:8]) is expected, instruction
 
 
-def test_a_signed_address_is_found():
-    assert CPU.code_address(0xFF3B_AAAA_BBBB_CCC0) == 0xAAAA_BBBB_CCC0
-    assert stopped(0, x30=5).links == (5,)
+def test_who_has_called_is_told_by_the_frame_records():
+    """What is left on the stack from before is not taken for a caller, nor what signs an address for part of it."""
+    sign, start = 0xFF3B << 48, 0x7FFF0008
+    stack = [1, sign | 0xAAAA_0000, start + 40, sign | 0xBBBB_0000, 0xDDDD_0000, 0, 0xCCCC_0000, 0xEEEE_0000]
+    content = struct.pack("<8Q", *stack)
+
+    def returns(frame):
+        registers = aarch64.A64Registers((*[0] * 29, frame, sign | 0x1111_0000), start + 5, 0, 0)
+        return list(CPU.returns(registers, content))
+
+    assert returns(start + 16) == [0x1111_0000, 0xBBBB_0000, 0xCCCC_0000]
+    without = [0x1111_0000, *(word & 2**48 - 1 for word in stack)]
+    assert returns(0) == returns(start + 17) == returns(start + 56) == without
 
 
 def test_code_is_not_found_between_instructions():

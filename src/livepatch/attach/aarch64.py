@@ -115,7 +115,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -124,7 +124,8 @@ from .tracing import NT_PRSTATUS, Thread
 
 _SYSTEM_CALL, _RETURN = 0xD4000001, 0xD65F03C0  # svc #0, ret
 _NUMBER, _ENTRY = 8, 0  # the register that has the number; what x7 is at the beginning of a system call
-_LINK = 30
+_FRAME, _LINK = 29, 30
+_ADDRESS = (1 << 48) - 1  # what remains of a return address without its signature
 _NONE = -1
 
 _32_BIT = 1 << 4  # in pstate
@@ -167,10 +168,6 @@ class A64Registers:
     def unsettled(self) -> int | None:
         known = self.code[1] != _SYSTEM_CALL or self.number != _NONE or self.settled is not None
         return None if known else self.general[_NUMBER]
-
-    @property
-    def links(self) -> tuple[int, ...]:
-        return (self.general[_LINK],)
 
     @property
     def foreign(self) -> bool:
@@ -319,8 +316,21 @@ class AArch64:
     def is_leaving(self, registers: A64Registers, frame: Frame) -> bool:
         return registers.number == self.calls["rt_sigreturn"] and registers.sp == frame.address
 
-    def code_address(self, word: int) -> int:
-        return word & (1 << 48) - 1
+    def returns(self, registers: A64Registers, stack: bytes) -> Iterator[int]:
+        """By the frame records: who has one keeps the address of the next one and the own return address there. Code
+        that makes none, and has x29 for something else, is gone through word by word.
+        """
+        yield registers.general[_LINK] & _ADDRESS
+        start, at = registers.sp & ~7, -1
+        following = registers.general[_FRAME] - start
+        while at < following <= len(stack) - 16 and following % 8 == 0:
+            at = following
+            following, link = struct.unpack_from("<QQ", stack, at)
+            following -= start
+            yield link & _ADDRESS
+        if at < 0:
+            for (word,) in struct.iter_unpack("<Q", stack):
+                yield word & _ADDRESS
 
     def follows_call(self, before: bytes) -> bool:
         code = int.from_bytes(before[4:], "little")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -54,10 +54,6 @@ class Registers(Protocol):
     def pc(self) -> int: ...
     @property
     def sp(self) -> int: ...
-    @property
-    def links(self) -> tuple[int, ...]:
-        """What tells, beside the stack, to where the function that runs returns; or is left from before."""
-
     @property
     def unsettled(self) -> int | None:
         """The number of a system call that it was interrupted in, or has not begun: that cannot be told, see
@@ -143,8 +139,10 @@ class Processor(Protocol):
     def is_leaving(self, registers: Any, frame: Frame) -> bool:
         """It is making the system call that takes this frame down."""
 
-    def code_address(self, word: int) -> int:
-        """What a word is without the signature that it has if it is a return address."""
+    def returns(self, registers: Any, stack: bytes) -> Iterator[int]:
+        """What may be the addresses to which the functions return that run, the nearest first; `stack` is what is on
+        it from the stack pointer, rounded down to 8, upwards.
+        """
 
     def follows_call(self, before: bytes) -> bool:
         """Whether these 8 bytes of code end with a call of a function."""

@@ -9,10 +9,8 @@ the kernel knows what is left of it: nothing is done there until the call has en
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from .processor import Processor
@@ -138,7 +136,7 @@ class Lookout:
         return self._allocators[owner.path]
 
     def _callers(self, registers: Any, depth: int = 0x4000) -> Iterator[Mapping]:
-        """Code to which the words on the stack point, just behind a call; some may be left from before."""
+        """Code to which the stack says that functions return, just behind a call; some may be left from before."""
         here = self._maps.at(registers.pc)
         if here is not None:
             yield here
@@ -147,8 +145,7 @@ class Lookout:
             return
         start = registers.sp & ~7
         content = self._memory.read(start, min(depth, stack.end - start))
-        for word in chain(registers.links, (word for (word,) in struct.iter_unpack("<Q", content))):
-            address = self._processor.code_address(word)
+        for address in self._processor.returns(registers, content):
             mapping = self._maps.at(address)
             if mapping is not None and mapping.executable and self._processor.follows_call(self._before(address)):
                 yield mapping

@@ -79,7 +79,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 from .processor import Call, Frame, Refusal
@@ -127,7 +127,6 @@ class X86Registers(ctypes.Structure):
     def sp(self) -> int:
         return int(self.rsp)
 
-    links: tuple[int, ...] = ()
     unsettled: int | None = None
 
     @property
@@ -248,8 +247,8 @@ class X86_64:
     def is_leaving(self, registers: X86Registers, frame: Frame) -> bool:
         return bool(registers.orig_rax == self.calls["rt_sigreturn"] and registers.rsp == frame.address + 8)
 
-    def code_address(self, word: int) -> int:
-        return word
+    def returns(self, registers: X86Registers, stack: bytes) -> Iterator[int]:
+        return (word for (word,) in struct.iter_unpack("<Q", stack))
 
     def follows_call(self, before: bytes) -> bool:
         if before[3] == 0xE8:
