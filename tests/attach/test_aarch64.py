@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.agent.targets import eventually
 from tests.attach import a64
 from tests.attach.a64 import Program, Values, needs_assembler, needs_emulator
 
@@ -330,11 +331,13 @@ class Traced:
         self.process.stdin.flush()
         self.memory = Memory(self.process.pid)
         self.thread = Thread(self.process.pid, CPU)
-        self.restorer = None
-        for mapping in Maps(self.process.pid):
-            if mapping.path == "[vdso]":
-                code = self.memory.read(mapping.start, mapping.end - mapping.start)
-                self.restorer = find(code, mapping.start, CPU.restorer_code, 4)
+        # It begins to run before all of it is there.
+        vdso = eventually(
+            lambda: next((mapping for mapping in Maps(self.process.pid) if mapping.path == "[vdso]"), None)
+        )
+        code = self.memory.read(vdso.start, vdso.end - vdso.start)
+        self.restorer = find(code, vdso.start, CPU.restorer_code, 4)
+        assert self.restorer
 
     def stop(self, place):
         """Stop it there."""

@@ -158,6 +158,7 @@ class Thread:
         if self.wait(seconds) is None:
             return None
         result = self.registers().result()
+        self.request_stop()  # every stop takes an earlier request back
         self.resume()
         stop = self.wait(seconds)
         if stop is not None and stop.why is Why.INTERRUPTED:
