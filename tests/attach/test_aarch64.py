@@ -23,6 +23,8 @@ from livepatch.attach.processor import Refusal
 from livepatch.attach.symbols import Maps, Memory
 from livepatch.attach.tracing import NT_PRSTATUS, Thread, Why
 
+pytestmark = pytest.mark.once
+
 CPU = aarch64.AArch64()
 needs_arm = pytest.mark.skipif(not a64.NATIVE, reason="needs a 64-bit ARM, see scripts/arm64.sh")
 LENGTHS = (16, 32, 64, 256) if not a64.NATIVE else (a64.vector_length(),) if a64.vector_length() else ()
