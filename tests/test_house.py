@@ -143,7 +143,7 @@ def test_the_checkout_is_at_home_everywhere(pattern):
     assert not found
 
 
-@pytest.mark.parametrize("script", ["run", ".ci/run", "scripts/forky.sh"])
+@pytest.mark.parametrize("script", ["run", ".ci/run", "scripts/forky.sh", "scripts/arm64.sh"])
 def test_scripts_are_executable(script):
     assert (ROOT / script).stat().st_mode & 0o111 == 0o111
 

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from livepatch.attach import x86_64
-from livepatch.attach.injection import _find
+from livepatch.attach.injection import find
 from livepatch.attach.symbols import Maps, Memory
 from livepatch.attach.tracing import Thread, Why
 
@@ -84,8 +84,8 @@ class Spinning:
         for mapping in Maps(process.pid):
             if mapping.executable and mapping.c_library and mapping.start < 1 << 63:
                 code = self.memory.read(mapping.start, mapping.end - mapping.start)
-                self.instruction = self.instruction or _find(code, mapping.start, CPU.system_call_code)
-                self.restorer = self.restorer or _find(code, mapping.start, CPU.restorer_code)
+                self.instruction = self.instruction or find(code, mapping.start, CPU.system_call_code, 1)
+                self.restorer = self.restorer or find(code, mapping.start, CPU.restorer_code, 1)
 
     def stop(self):
         self.thread.seize()
@@ -189,7 +189,7 @@ def test_the_frame_is_where_functions_and_the_kernel_want_it(offset):
     registers = x86_64.X86Registers(rsp=0x7FFF00001200 + offset)
     frame = CPU.frame(registers, 0, bytes(2696), 0x1000)
     assert frame.address % 16 == 8  # as at the entry of every function
-    assert frame.address + len(frame.content) <= registers.rsp - CPU.red_zone
+    assert frame.address + len(frame.content) <= registers.rsp - 128
     (state,) = struct.unpack_from("<Q", frame.content, 8 + 224)
     assert state % 64 == 0
     assert struct.unpack_from("<I", frame.content, state - frame.address + 464) == (0x46505853,)

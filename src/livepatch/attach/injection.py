@@ -184,16 +184,26 @@ class Injection:
             if error.errno != errno.EPERM:
                 raise
             return self._denied()
-        stop = self._thread.interrupt(1.0)
-        while stop is not None and stop.why is not Why.INTERRUPTED:
+        self._thread.request_stop()
+        return self._comes_to_rest()
+
+    def _comes_to_rest(self) -> bool:
+        """Wait until the main thread, which was asked to, has stopped; False if it does not just now."""
+        thread = self._thread
+        stop = thread.wait(1.0)
+        while stop is not None:
             if stop.why is Why.STOPPED:
-                self._thread.release()
+                thread.release()
                 raise self._stopped()
-            self._thread.resume()
-            stop = self._thread.wait(1.0)
-        if stop is None:
-            self._thread.release()
-        return stop is not None
+            if stop.why is not Why.INTERRUPTED:
+                thread.resume()
+                stop = thread.wait(1.0)
+            elif thread.registers().unsettled is not None:
+                stop = thread.settle(1.0)
+            else:
+                return True
+        thread.release()
+        return False
 
     def _stopped(self) -> Refusal:
         return Refusal(
@@ -261,7 +271,10 @@ class Injection:
                 raise self._stopped()
             call = thread.registers().call() if stop.why is Why.CALL else None
             if call is not None and not call.begins and not call.interrupted:
-                return True
+                # Not here: at this stop a processor may not show, nor take, what is in all registers.
+                thread.request_stop()
+                thread.resume()
+                return self._comes_to_rest()
 
     # What is done with it
 
@@ -382,8 +395,9 @@ class Injection:
                 code = self._memory.read(mapping.start, mapping.end - mapping.start)
             except OSError:
                 continue
-            instruction = instruction or _find(code, mapping.start, processor.system_call_code)
-            restorer = restorer or _find(code, mapping.start, processor.restorer_code)
+            unit = processor.instruction_unit
+            instruction = instruction or find(code, mapping.start, processor.system_call_code, unit)
+            restorer = restorer or find(code, mapping.start, processor.restorer_code, unit)
             if instruction and restorer:
                 self._instruction = instruction
                 return restorer
@@ -452,5 +466,12 @@ class Injection:
         )
 
 
-def _find(code: bytes, start: int, patterns: tuple[bytes, ...]) -> int | None:
-    return next((start + place for pattern in patterns if (place := code.find(pattern)) >= 0), None)
+def find(code: bytes, start: int, patterns: tuple[bytes, ...], unit: int) -> int | None:
+    """Where the first of these patterns is that is there, in code whose instructions begin at multiples of `unit`."""
+    for pattern in patterns:
+        place = code.find(pattern)
+        while place >= 0 and place % unit:
+            place = code.find(pattern, place + 1)
+        if place >= 0:
+            return start + place
+    return None

@@ -1,14 +1,14 @@
 """What depends on the kind of processor: registers, the frame of a signal handler, and a little machine code.
 
-`injection` says what is to happen in terms of this interface; `x86_64` is one implementation. A thread is always
-changed by one write of all its registers, so that there is no instant at which it is half changed.
+`injection` says what is to happen in terms of this interface; `x86_64` and `aarch64` are its implementations. A thread
+is always changed by one write of all its registers, so that there is no instant at which it is half changed.
 """
 
 from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, Self
 
 
@@ -34,6 +34,11 @@ class Call(NamedTuple):
         return self.result in (-512, -513, -514)
 
     @property
+    def always_restarts(self) -> bool:
+        """A signal handler would not change that."""
+        return self.result == -513
+
+    @property
     def resumes(self) -> bool:
         return self.result == -516
 
@@ -55,6 +60,12 @@ class Registers(Protocol):
     def pc(self) -> int: ...
     @property
     def sp(self) -> int: ...
+    @property
+    def unsettled(self) -> int | None:
+        """The number of a system call that it was interrupted in, or has not begun: that cannot be told, see
+        `Thread.settle`.
+        """
+
     @property
     def foreign(self) -> bool:
         """It runs code of another kind than ours, as a 32-bit program does."""
@@ -101,24 +112,24 @@ class Processor(Protocol):
     #: The code that is put into the target, and where in it things begin, see `stub`.
     stub: bytes
     entries: Mapping[str, int]
-    #: What the thread may use of the stack below its stack pointer.
-    red_zone: int
+    #: Instructions begin at multiples of this.
+    instruction_unit: int
     #: The number that debuggers give the stack pointer.
     dwarf_sp: int
     #: What of a return address is the address: some processors sign it in the upper bits.
     address_mask: int
 
-    #: The regset of the floating point and vector registers.
-    extended_set: int
-
     def problem(self, status: Mapping[str, str]) -> str | None:
         """What makes all this impossible, told by /proc/PID/status, as the end of a sentence."""
 
-    def registers(self, content: bytes) -> Any:
-        """Registers from what the kernel gives."""
+    def registers(self, thread: Any) -> Any:
+        """The registers of a stopped thread. Raises Refusal if it runs code of another kind."""
 
     def raw(self, registers: Any) -> bytes:
-        """And back."""
+        """These in the form in which the kernel takes them."""
+
+    def extended(self, thread: Any) -> bytes:
+        """Its floating point and vector registers, for `frame`. Raises Refusal if it has what no frame can hold."""
 
     def frame(self, registers: Any, mask: int, extended: bytes, restorer: int) -> Frame:
         """What the kernel lays on a thread's stack for a signal handler, so that it returns to `registers`."""
@@ -140,6 +151,11 @@ class Processor(Protocol):
     def is_leaving(self, registers: Any, frame: Frame) -> bool:
         """It is making the system call that takes this frame down."""
 
+    def returns(self, registers: Any, stack: bytes) -> Iterator[int]:
+        """What may be the addresses to which the functions return that run, the nearest first; `stack` is what is on
+        it from the stack pointer, rounded down to 8, upwards.
+        """
+
     def follows_call(self, before: bytes) -> bool:
         """Whether these 8 bytes of code end with a call of a function."""
 
@@ -153,6 +169,10 @@ def processor() -> Processor:
         from .x86_64 import X86_64
 
         return X86_64()
+    if platform.machine() == "aarch64":
+        from .aarch64 import AArch64
+
+        return AArch64()
     raise Refusal(
         errno.ENOSYS,
         f"livepatch cannot attach to an unprepared process on {platform.machine()}; start it with"

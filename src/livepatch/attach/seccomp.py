@@ -77,6 +77,7 @@ AGENT = (
     Call("getcwd", (79,), (17,)),  # the import system does, for an empty entry of sys.path
     Call("mkdir", (83,), (34,)),
     Call("unlink", (87,), (35,)),
+    Call("rename", (82,), (38,), optional=True),  # the import system, for what was not compiled yet
     Call("ioctl", (16,), (29,), (3, _FIONBIO)),
     Call("ioctl", (16,), (29,), (3, _TCGETS), optional=True),
     Call("pipe2", (293,), (59,)),

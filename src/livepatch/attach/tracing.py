@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .processor import Processor, Registers
 
-_CONT, _POKEUSER, _DETACH, _SYSCALL = 7, 6, 17, 24
+_PEEKTEXT, _POKEUSER, _CONT, _DETACH, _SYSCALL = 1, 6, 7, 17, 24
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _GETREGSET, _SETREGSET, _GETSIGMASK, _SETSIGMASK = 0x4204, 0x4205, 0x420A, 0x420B
 _GET_RSEQ = 0x420F  # PTRACE_GET_RSEQ_CONFIGURATION
@@ -26,6 +26,7 @@ _TRACESYSGOOD = 1
 _WALL = 0x40000000
 _EVENT_STOP = 128
 NT_PRSTATUS = 1
+_LARGEST = 1 << 17  # of the sets of registers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
@@ -63,6 +64,8 @@ class Thread:
         #: Still so after `release` if it cannot be stopped, until it can or we end.
         self.traced = False
         self._stop: Stop | None = None
+        #: What `settle` has found: the number of a system call, and what it gave.
+        self.settled: tuple[int, int] | None = None
 
     def request(self, number: int, address: int = 0, data: int = 0) -> int:
         """One ptrace request. Raises Gone, or OSError."""
@@ -101,7 +104,7 @@ class Thread:
         it gets that now, or never.
         """
         number = 0 if withhold else self._due()
-        self._stop = None
+        self._stop = self.settled = None
         self.request(_SYSCALL if to_call else _CONT, 0, number)
 
     def _due(self) -> int:
@@ -126,24 +129,57 @@ class Thread:
         return self._stop
 
     def registers(self) -> Registers:
-        registers: Registers = self._processor.registers(self._get(NT_PRSTATUS, 4096))
+        registers: Registers = self._processor.registers(self)
         return registers
 
     def set_registers(self, registers: Registers) -> None:
-        content = self._processor.raw(registers)
-        buffer = ctypes.create_string_buffer(content, len(content))
-        vector = Vector(ctypes.addressof(buffer), len(content))
-        self.request(_SETREGSET, NT_PRSTATUS, ctypes.addressof(vector))
+        self.set_regset(NT_PRSTATUS, self._processor.raw(registers))
 
     def extended(self) -> bytes:
         """The registers of the floating point and vector units."""
-        return self._get(self._processor.extended_set, 1 << 17)
+        return self._processor.extended(self)
 
-    def _get(self, kind: int, size: int) -> bytes:
-        buffer = ctypes.create_string_buffer(size)
-        vector = Vector(ctypes.addressof(buffer), size)
+    def settle(self, seconds: float) -> Stop | None:
+        """Have a thread that we have stopped, and whose registers are `unsettled`, begin its system call and stop.
+
+        Returns why it has stopped; if that is not because we asked it to, we have asked it to stop afterwards.
+        """
+        number = self.registers().unsettled
+        assert number is not None
+        self.resume(to_call=True)
+        stop = self.wait(seconds)
+        if stop is None:
+            return None
+        self.request_stop()
+        if stop.why is not Why.CALL:
+            return stop
+        self.resume(to_call=True)
+        if self.wait(seconds) is None:
+            return None
+        result = self.registers().result()
+        self.request_stop()  # every stop takes an earlier request back
+        self.resume()
+        stop = self.wait(seconds)
+        if stop is not None and stop.why is Why.INTERRUPTED:
+            self.settled = number, result
+        return stop
+
+    def regset(self, kind: int) -> bytes:
+        """One of the sets of registers that the kernel knows (NT_...). Raises OSError if there is no such one."""
+        buffer = ctypes.create_string_buffer(_LARGEST)
+        vector = Vector(ctypes.addressof(buffer), _LARGEST)
         self.request(_GETREGSET, kind, ctypes.addressof(vector))
-        return buffer.raw[: vector.size]
+        return ctypes.string_at(buffer, vector.size)
+
+    def set_regset(self, kind: int, content: bytes) -> None:
+        """Raises OSError if the kernel refuses that; nothing is changed then."""
+        buffer = ctypes.create_string_buffer(content, len(content))
+        vector = Vector(ctypes.addressof(buffer), len(content))
+        self.request(_SETREGSET, kind, ctypes.addressof(vector))
+
+    def peek(self, address: int) -> int:
+        """A word of its memory. Raises OSError if there is none."""
+        return self.request(_PEEKTEXT, address) % 2**64
 
     def poke_user(self, offset: int, value: int) -> None:
         """A word of the kernel's `struct user`, where the debug registers are. Raises OSError if it may not be."""

@@ -23,7 +23,7 @@ from .processes import NoAccess, Process, closed, status
 AUTO, REMOTE_EXEC, PENDING_CALL = METHODS = ("auto", "remote_exec", "pending_call")
 
 #: Where the registers and the machine code of a pending call are known, as uname calls the processors.
-PROCESSORS = ("x86_64",)
+PROCESSORS = ("x86_64", "aarch64")
 _ELF_NAMES = {3: "i386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 _CAP_SYS_PTRACE = 19

@@ -9,7 +9,6 @@ the kernel knows what is left of it: nothing is done there until the call has en
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -86,7 +85,7 @@ class Lookout:
         if retried:
             return Place(interrupted, visit, True, answers=call.name != "futex")
         if call.restarts or absolute or endless:
-            return Place(registers.again(), visit, True, or_interrupted=interrupted)
+            return Place(registers.again(), visit, True, or_interrupted=None if call.always_restarts else interrupted)
         if not call.resumes:
             return Place(registers, visit, True)
         # A poll with a limit ends so whenever a signal comes; who calls it knows that.
@@ -143,8 +142,8 @@ class Lookout:
         return self._allocators[owner.path]
 
     def _callers(self, registers: Any, depth: int = 0x4000) -> Iterator[Mapping]:
-        """Code to which the words on the stack point, just behind a call; some may be left from before. Unlike the
-        frames, which end in code of which nothing is known, these reach to the bottom of the stack.
+        """Code to which the stack says that functions return, just behind a call; some may be left from before. Unlike
+        the frames, which end in code of which nothing is known, these reach to the bottom of the stack.
         """
         here = self._maps.at(registers.pc)
         if here is not None:
@@ -154,9 +153,9 @@ class Lookout:
             return
         start = registers.sp & ~7
         content = self._memory.read(start, min(depth, stack.end - start))
-        for (word,) in struct.iter_unpack("<Q", content):
-            mapping = self._maps.at(word)
-            if mapping is not None and mapping.executable and self._processor.follows_call(self._before(word)):
+        for address in self._processor.returns(registers, content):
+            mapping = self._maps.at(address)
+            if mapping is not None and mapping.executable and self._processor.follows_call(self._before(address)):
                 yield mapping
 
     def _before(self, address: int) -> bytes:

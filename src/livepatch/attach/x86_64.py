@@ -79,11 +79,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 from .processor import Call, Frame, Refusal
-from .tracing import Thread
+from .tracing import NT_PRSTATUS, Thread
 
 _FIELDS = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax",
@@ -106,6 +106,8 @@ _DIRECTION, _TRAP = 0x400, 0x100  # flags that no function expects to be set
 
 _UC_FP_XSTATE, _UC_SIGCONTEXT_SS, _UC_STRICT_RESTORE_SS = 1, 2, 4
 _DEBUG_REGISTERS = 848  # where in `struct user`
+_NT_X86_XSTATE = 0x202
+_RED_ZONE = 128  # what a thread may use below its stack pointer
 _NO_FLAGS = 0x40000000  # ss_flags that the kernel refuses, and goes on
 _CONTEXT_SIZE = 304
 _MAGIC1, _MAGIC2 = 0x46505853, 0x46505845
@@ -127,6 +129,8 @@ class X86Registers(ctypes.Structure):
     @property
     def sp(self) -> int:
         return int(self.rsp)
+
+    unsettled: int | None = None
 
     @property
     def foreign(self) -> bool:
@@ -165,8 +169,7 @@ class X86_64:
 
     machine = "x86_64"
     elf_machine = 62
-    extended_set = 0x202  # NT_X86_XSTATE
-    red_zone = 128
+    instruction_unit = 1
     dwarf_sp = 7
     address_mask = _NONE
     calls: Mapping[str, int] = {
@@ -193,13 +196,17 @@ class X86_64:
             return "has shadow stacks switched on, on which livepatch cannot lay a frame"
         return None
 
-    def registers(self, content: bytes) -> X86Registers:
+    def registers(self, thread: Thread) -> X86Registers:
+        content = thread.regset(NT_PRSTATUS)
         if len(content) != ctypes.sizeof(X86Registers):
             raise Refusal(errno.ENOEXEC, "The main thread runs 32-bit code, to which livepatch cannot attach.")
         return X86Registers.from_buffer_copy(content)
 
     def raw(self, registers: X86Registers) -> bytes:
         return bytes(registers)
+
+    def extended(self, thread: Thread) -> bytes:
+        return thread.regset(_NT_X86_XSTATE)
 
     def frame(self, registers: X86Registers, mask: int, extended: bytes, restorer: int) -> Frame:
         size = len(extended)
@@ -208,7 +215,7 @@ class X86_64:
         (features,) = struct.unpack_from("<Q", extended, _SOFTWARE)
         software = struct.pack("<IIQI28x", _MAGIC1, size + 4, features, size)
         state = extended[:_SOFTWARE] + software + extended[_FEATURES:size] + struct.pack("<I", _MAGIC2)
-        state_at = (registers.sp - self.red_zone - len(state)) & ~63
+        state_at = (registers.sp - _RED_ZONE - len(state)) & ~63
         context_at = (state_at - _CONTEXT_SIZE) & ~15
         context = struct.pack(
             "<QQQi4xQ",
@@ -247,6 +254,9 @@ class X86_64:
 
     def is_leaving(self, registers: X86Registers, frame: Frame) -> bool:
         return bool(registers.orig_rax == self.calls["rt_sigreturn"] and registers.rsp == frame.address + 8)
+
+    def returns(self, registers: X86Registers, stack: bytes) -> Iterator[int]:
+        return (word for (word,) in struct.iter_unpack("<Q", stack))
 
     def follows_call(self, before: bytes) -> bool:
         if before[3] == 0xE8:
