@@ -38,6 +38,8 @@ COMMANDS = {
     "uninstall": "install",
     "mount": "mount",
     "demo": "demo",
+    "completion": "completion",
+    "man": "manual",
 }
 
 
@@ -73,6 +75,8 @@ def livepatch() -> None:
 def run(arguments: list[str]) -> int:
     """Carry out a command line and return its exit status; every error is one sentence on stderr."""
     output.json = False
+    if "_LIVEPATCH_COMPLETE" in os.environ:
+        from . import completion  # noqa: F401  # the shells that click is to answer
     try:
         return livepatch.main(arguments, prog_name="livepatch", standalone_mode=False) or 0
     except click.exceptions.Exit as ended:

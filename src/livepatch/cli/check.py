@@ -14,6 +14,7 @@ from livepatch.attach.client import Client
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import has_none_of_it
 
+from . import candidates
 from .common import (
     BLOCKERS,
     Connect,
@@ -31,6 +32,8 @@ from .targets import pids_of, targets_option
 
 State = dict[str, Any]
 
+_File = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
 #: Seconds between two looks at who stays in the way, at first and at most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 #: Lines of a difference that are shown; --json has both sources.
@@ -38,7 +41,11 @@ _LINES = 20
 
 
 @click.command("check")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
+@click.argument(
+    "file",
+    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+    shell_complete=candidates.patch_files,
+)
 @targets_option
 @click.option(
     "--watch",

@@ -16,6 +16,7 @@ from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import Operation, Transaction
 
+from . import candidates
 from .common import (
     DONE,
     REFUSED,
@@ -53,7 +54,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask before force 
 
 
 @click.command("load")
-@click.argument("file", type=_PatchFile)
+@click.argument("file", type=_PatchFile, shell_complete=candidates.patch_files)
 @targets_option
 @_timeout_option
 @_on_stall_option
@@ -170,7 +171,7 @@ def _title(member: Member) -> str:
 
 
 @click.command("disable")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @_timeout_option
 @_on_stall_option
@@ -206,7 +207,7 @@ def _writing(name: str, *, enabled: bool) -> Operation:
 
 
 @click.command("enable")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @_timeout_option
 @_on_stall_option
@@ -238,7 +239,7 @@ def enable_command(name: str, selection: Selection, timeout: float, on_stall: st
 
 
 @click.command("force")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_timeout_option
@@ -287,7 +288,7 @@ def _ask(transaction: Transaction) -> None:
 
 
 @click.command("unload")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @json_option
 def unload_command(name: str, selection: Selection) -> int:

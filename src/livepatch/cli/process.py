@@ -14,6 +14,7 @@ from livepatch.attach import processes, way
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.core.model import LivepatchError
 
+from . import candidates
 from .common import DONE, describe, json_option, method_option, output, state_of
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as env, nohup and the shells have it
@@ -23,7 +24,7 @@ _PATIENCE, _AT_ONCE = 1.0, 32
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=candidates.programs)
 def run_command(command: tuple[str, ...]) -> int:
     """Start a command so that every Python in it can be patched later.
 
@@ -103,7 +104,7 @@ def _row(entry: dict[str, Any]) -> list[str]:
 
 
 @click.command("attach")
-@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("pid", type=click.IntRange(min=1), shell_complete=candidates.processes)
 @method_option
 @click.option(
     "--timeout",
