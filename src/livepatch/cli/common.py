@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from livepatch.attach import way
-from livepatch.attach.client import Client, NotPrepared
+from livepatch.attach.client import Client, NotPrepared, Unreachable
 from livepatch.attach.processes import NoAccess, Process
 from livepatch.core.model import LivepatchError
 
@@ -150,7 +150,7 @@ def each_process(
                 results.append({"pid": pid, "prepared": True, **look(client)})
             worst = max(worst, REFUSED if results[-1].get("error") else DONE)
         except LivepatchError as error:
-            if isinstance(error, NotPrepared) and unprepared is not None:
+            if isinstance(error, NotPrepared) and not isinstance(error, Unreachable) and unprepared is not None:
                 results.append({"pid": pid, "prepared": False, **unprepared(error.process)})
                 continue
             output.warn(str(error))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import click
 
 from livepatch.attach import processes, way
-from livepatch.attach.client import Client, NotPrepared
+from livepatch.attach.client import Client, NotPrepared, Unreachable
 from livepatch.core.model import LivepatchError
 
 from . import candidates
@@ -44,7 +43,7 @@ def run_command(command: tuple[str, ...]) -> int:
 
 
 #: What stands in the way, in a few words, by error.
-_SHORT: dict[int | None, str] = {errno.EPROTO: "not an agent of this livepatch"}
+_SHORT: dict[int | None, str] = {errno.EPROTO: "not an agent of this livepatch", errno.ENOTCONN: "its socket is gone"}
 
 
 @click.command("ps")
@@ -82,10 +81,13 @@ def _looked_at(process: processes.Process) -> dict[str, Any] | None:
     deadline = time.monotonic() + _PATIENCE
     try:
         if process.open:
-            with suppress(NotPrepared), Client(process.pid, timeout=_PATIENCE) as client:
-                patches = client.call("list", timeout=max(deadline - time.monotonic(), 0.001))
-                entry |= {"agent": "yes", "python": client.hello["python"], "patches": patches}
-                return entry
+            try:
+                with Client(process.pid, timeout=_PATIENCE) as client:
+                    patches = client.call("list", timeout=max(deadline - time.monotonic(), 0.001))
+                    return {**entry, "agent": "yes", "python": client.hello["python"], "patches": patches}
+            except NotPrepared as error:
+                if isinstance(error, Unreachable):
+                    raise
         return {**entry, "agent": "attachable", "ways": way.into(process)}
     except LivepatchError as error:
         if not processes.alive(process.pid):
