@@ -33,24 +33,43 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Output:
-    """Where a command's words go."""
+    """Where a command's words go.
+
+    If they cannot be written (a full disk, a terminal that is gone), `lost` says why, and the command goes on: what it
+    does to processes must not end half-way because nobody reads about it.
+    """
 
     def __init__(self) -> None:
         self.json = False
+        self.lost: OSError | None = None
+
+    def begin(self) -> None:
+        """Another command line."""
+        self.json, self.lost = False, None
+
+    def status(self, status: int) -> int:
+        """The exit status of a command whose words are all that it does."""
+        return max(status, REFUSED) if self.lost is not None else status
+
+    def _write(self, text: str, *, err: bool = False) -> None:
+        try:
+            click.echo(text, err=err)
+        except OSError as error:
+            self.lost = self.lost or error
 
     def say(self, line: str = "") -> None:
         """A line for a person; a program gets the result only."""
         if not self.json:
-            click.echo(line)
+            self._write(line)
 
     def warn(self, line: str) -> None:
         """A line for the person even if a program reads the result."""
-        click.echo(f"livepatch: {line}", err=True)
+        self._write(f"livepatch: {line}", err=True)
 
     def result(self, value: Any) -> None:
         """What a program gets; a person has been told already."""
         if self.json:
-            click.echo(json.dumps(value, indent=2))
+            self._write(json.dumps(value, indent=2))
 
     def fail(self, number: int, sentence: str) -> None:
         self.warn(sentence)
@@ -74,10 +93,13 @@ class Output:
                 drawn.add_column(column, no_wrap=width <= _SHORT, ratio=share, overflow="fold")
             for row in rows:
                 drawn.add_row(*(Text(cell) for cell in row))
-            console.print(drawn)
+            try:
+                console.print(drawn)
+            except OSError as error:
+                self.lost = self.lost or error
             return
         for row in (columns, *rows):
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            self._write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 output = Output()
@@ -157,7 +179,7 @@ def each_process(
             results.append({"pid": pid, "error": describe(error.errno or errno.EINVAL, str(error))})
             worst = max(worst, NO_PROCESS if isinstance(error, NoAccess) else REFUSED)
     output.result(results)
-    return worst
+    return output.status(worst)
 
 
 def functions_of(obj: dict[str, Any]) -> list[str]:

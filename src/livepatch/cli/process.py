@@ -64,7 +64,7 @@ def ps_command() -> int:
         found = [entry for entry in pool.map(_looked_at, processes.pythons()) if entry is not None]
     output.table(["PID", "PYTHON", "AGENT", "PATCHES", "COMMAND"], [_row(entry) for entry in found])
     output.result(found)
-    return DONE
+    return output.status(DONE)
 
 
 def _looked_at(process: processes.Process) -> dict[str, Any] | None:

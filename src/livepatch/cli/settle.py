@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from livepatch.attach.processes import NoAccess
+from livepatch.core.model import LivepatchError
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.transaction import Transaction
 
@@ -72,6 +73,11 @@ class Settling:
             except KeyboardInterrupt:
                 self._interrupted()
                 return INTERRUPTED
+            except LivepatchError:
+                raise
+            except Exception:  # ours, or of a terminal that is gone: it is not to be left half-way for that
+                self._interrupted()
+                raise
         if all(member.outcome is Outcome.ENDED for member in transaction.members):
             raise transaction.members[0].error or NoAccess(errno.ESRCH, "All processes have ended.")
         if self.stalled:
