@@ -1,4 +1,4 @@
-"""Processes in containers that were prepared, and patches that are installed there; and a kernel that lets nobody trace."""
+"""Prepared processes in containers, patches that are installed there, and a kernel that lets nobody trace."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.agent.targets import Target
-from tests.attach.test_worlds import PROC, READ_ONLY, SHM, WORLDS
+from tests.attach.test_worlds import PROC, READ_ONLY, WORLDS
 from tests.attach.worlds import World, living, require_namespaces
 from tests.cli.conftest import lp, trees
 
@@ -88,20 +88,23 @@ def test_an_installed_patch_is_applied_in(name, lp, library, archive):
 
 
 @pytest.mark.slow
-def test_no_place_for_a_socket_keeps_no_service_from_starting(library):
-    """`livepatch run` goes on without an agent; nothing can be said to the process then, and that is said."""
+def test_no_place_for_a_socket_keeps_no_service_from_starting(library, archive):
+    """`livepatch run` goes on without an agent, and says why; what is installed is applied nevertheless."""
+    shutil.copy(archive, installed := library / "data" / "livepatch" / "0001-fix.livepatch")
+    installed.chmod(0o644)
     world = World(f"{PROC}; {READ_ONLY.format('/tmp')}; {READ_ONLY.format('/dev/shm')}; mount -o remount,bind,ro /")
     script = """
         import sys
         sys.path.insert(0, sys.argv[1])
-        import livepatch as lp
-        try: lp.start_agent()
-        except lp.LivepatchError as error: say(error)
+        import shop
+        say(shop.price())
+        hear()
     """
-    with living(world, script, arguments=(str(library),)) as (target, _):
-        said = target.hear()
-        assert "cannot be made in /tmp (Read-only file system) or /dev/shm (Read-only file system)" in said
-        assert SHM not in said
+    env = {"XDG_DATA_HOME": str(library / "data"), "PYTHONPATH": str(library / "livepatch/attach/site")}
+    with living(world, script, arguments=(str(library),), env=env) as (target, pid):
+        assert target.hear() == "new"
+        with pytest.raises(NotPrepared):
+            Client(pid)
 
 
 # -- nobody may trace ------------------------------------------------------------------------------------------------
@@ -128,11 +131,13 @@ exec "$@"
 """
 
 
-def in_yama(tmp_path, scope, *arguments, drop=""):
+#: As in a container: root, without the capability.
+DROPPED = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+
+
+def in_yama(tmp_path, scope, *arguments, drop=True):
     require_namespaces()
-    command = [sys.executable, "-m", "livepatch", *map(str, arguments)]
-    if drop:
-        command = ["setpriv", f"--bounding-set=-{drop}", f"--inh-caps=-{drop}", *command]
+    command = [*(DROPPED if drop else ()), sys.executable, "-m", "livepatch", *map(str, arguments)]
     return subprocess.run(
         ["unshare", "-m", "sh", "-c", YAMA, "sh", tmp_path, str(scope), *command],
         capture_output=True,
@@ -141,16 +146,22 @@ def in_yama(tmp_path, scope, *arguments, drop=""):
     )
 
 
+def neighbour(script):
+    """A target that has no more capabilities than the command."""
+    require_namespaces()
+    return Target(script, command=[*DROPPED, sys.executable])
+
+
 @pytest.mark.parametrize(
     ("scope", "drop", "says"),
     [
-        (1, "sys_ptrace", "run livepatch as root or with the capability CAP_SYS_PTRACE"),
-        (2, "sys_ptrace", "set that to 0 with sysctl"),
-        (3, "", "start the process with `livepatch run -- ...`"),
+        (1, True, "run livepatch as root or with the capability CAP_SYS_PTRACE"),
+        (2, True, "set that to 0 with sysctl"),
+        (3, False, "start the process with `livepatch run -- ...`"),
     ],
 )
 def test_yama_is_one_sentence_and_nothing_is_touched(tmp_path, scope, drop, says):
-    with Target("say('ready'); hear()") as target:
+    with neighbour("say('ready'); hear()") as target:
         assert target.hear() == "ready"
         done = in_yama(tmp_path, scope, "attach", target.pid, drop=drop)
         assert done.returncode == 4, done
@@ -161,9 +172,25 @@ def test_yama_is_one_sentence_and_nothing_is_touched(tmp_path, scope, drop, says
             Client(target.pid)
 
 
-def test_yama_does_not_matter_to_who_may_trace_nor_to_a_prepared_process(tmp_path):
+def test_yama_does_not_matter_to_who_may_trace(tmp_path):
+    with neighbour("say('ready'); hear()") as target:
+        assert target.hear() == "ready"
+        done = in_yama(tmp_path, 1, "attach", target.pid, drop=False)
+        assert done.returncode == 0, done
+        assert in_yama(tmp_path, 0, "list", "--pid", target.pid).returncode == 0
+
+
+def test_yama_does_not_matter_to_a_prepared_process(tmp_path):
+    with neighbour("import livepatch; livepatch.start_agent(); say('ready'); hear()") as target:
+        assert target.hear() == "ready"
+        listed = in_yama(tmp_path, 3, "list", "--pid", target.pid)
+        assert "No patch is loaded." in listed.stdout, listed
+
+
+def test_more_capabilities_than_ours_are_one_sentence(tmp_path):
+    """The kernel shows a root nothing of another root that may do more."""
     with Target("say('ready'); hear()") as target:
         assert target.hear() == "ready"
-        assert in_yama(tmp_path, 1, "attach", target.pid).returncode == 0
-        listed = in_yama(tmp_path, 3, "list", "--pid", target.pid, drop="sys_ptrace")
-        assert "No patch is loaded." in listed.stdout, listed
+        done = in_yama(tmp_path, 0, "attach", target.pid)
+        assert done.returncode == 4
+        assert "it lacks the capability CAP_SYS_PTRACE, which containers withhold" in done.stderr
