@@ -121,12 +121,14 @@ class Server:
         except OSError:  # we may not look: it is no more ours to say
             return True
 
-    def listen_anew(self) -> None:
-        """Where it is not reachable any more. Raises LivepatchError if there is no place; then nothing has changed."""
+    def listen_anew(self) -> socket.socket:
+        """Where it is not reachable any more; returns the socket that nobody can reach, to be closed. Raises
+        LivepatchError if there is no place, and then nothing has changed.
+        """
         before = self.listener
         self._listen()
         self.polled.unregister(before)
-        before.close()
+        return before
 
     def accept(self) -> None:
         """Let a client in if it is root or our own user."""

@@ -173,7 +173,7 @@ class Agent:
             if self.server is None:
                 self._open_first()
                 self.wake()
-            elif not self.server.is_reachable():
+            else:
                 self._listen_anew(self.server)
                 self.wake()
             assert self.server is not None
@@ -353,8 +353,12 @@ class Agent:
                     self._listen_anew(running)
 
     def _listen_anew(self, running: server.Server) -> None:
-        running.listen_anew()
-        self._listener = Descriptor(running.listener.fileno())
+        """Under `_serving`, in any thread; another one may have done it just before."""
+        if running.is_reachable():
+            return
+        before = running.listen_anew()
+        self._listener = Descriptor(running.listener.fileno())  # first: the thread looks whether this is open
+        before.close()
         log.notice(f"the agent's socket was gone and is made anew, {running.path}")
 
     def _tick(self) -> None:
