@@ -72,9 +72,12 @@ class Shell:
         self.press(f"{line}\recho over{sum_.format(self._count)}\r")
         return self._until(f"over{self._count}")
 
-    def completed(self, line: str) -> list[str]:
-        """The words of a line after Tab."""
+    def completed(self, line: str, last: str) -> list[str]:
+        """The words of a line after Tab. What is typed into the middle of a completion may end it: so first the last
+        word is to be seen, if it comes to be what it should; it need not be drawn in one piece.
+        """
         self.press(f"{line}\t")
+        self._look(last, 10.0)
         self.press("\x01printf '[%s]' \r")
         shown = self.run("")
         return re.findall(r"\[([^\]]*)\]", shown.rpartition("[livepatch]")[2])
@@ -87,10 +90,14 @@ class Shell:
         return self.run("\x15")
 
     def _until(self, text: str) -> str:
-        deadline = time.monotonic() + PATIENCE
-        while text not in self._seen:
-            ready, _, _ = select.select([self.terminal], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"{self.name} did not come to {text!r}: {self._seen!r}"
-            self._seen += _CONTROLS.sub("", os.read(self.terminal, 65536).decode(errors="replace"))
+        assert self._look(text, PATIENCE), f"{self.name} did not come to {text!r}: {self._seen!r}"
         shown, _, self._seen = self._seen.partition(text)
         return shown
+
+    def _look(self, text: str, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while text not in self._seen:
+            if not select.select([self.terminal], [], [], max(0, deadline - time.monotonic()))[0]:
+                return False
+            self._seen += _CONTROLS.sub("", os.read(self.terminal, 65536).decode(errors="replace"))
+        return True

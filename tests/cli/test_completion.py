@@ -46,19 +46,19 @@ def shell(request, tmp_path):
 @pytest.mark.slow
 def test_in_a_real_shell(shell, lp, service, patch):
     assert lp("load", patch("corrected", "answer"), "--pid", service.pid).status == 0
-    assert shell.completed("livepatch unin") == ["uninstall"]
-    assert shell.completed("livepatch status --js") == ["status", "--json"]
-    assert shell.completed("livepatch load fi") == ["load", "fix.livepatch"]  # not the other file
-    assert shell.completed("livepatch verify ./fi") == ["verify", "./fix.livepatch"]
-    assert shell.completed("livepatch load ./fi") == ["load", "./fix.livepatch"]
-    assert [word.rstrip("/") for word in shell.completed("livepatch load fol")] == ["load", "folder"]
-    assert shell.completed(f"livepatch disable --pid {service.pid} ") == [
+    assert shell.completed("livepatch unin", "uninstall") == ["uninstall"]
+    assert shell.completed("livepatch status --js", "--json") == ["status", "--json"]
+    assert shell.completed("livepatch load fi", "fix.livepatch") == ["load", "fix.livepatch"]  # not the other file
+    assert shell.completed("livepatch verify ./fi", "fix.livepatch") == ["verify", "./fix.livepatch"]
+    assert shell.completed("livepatch load ./fi", "fix.livepatch") == ["load", "./fix.livepatch"]
+    assert [word.rstrip("/") for word in shell.completed("livepatch load fol", "folder")] == ["load", "folder"]
+    assert shell.completed(f"livepatch disable --pid {service.pid} ", "corrected") == [
         "disable",
         "--pid",
         str(service.pid),
         "corrected",
     ]
-    assert shell.completed("livepatch load --on-stall=k")[-1] in ("--on-stall=keep", "keep")
+    assert shell.completed("livepatch load --on-stall=k", "keep")[-1] in ("--on-stall=keep", "keep")
     listed = shell.listed("livepatch status --pid ")
     assert str(service.pid) in listed
     assert "import sys, threading" in listed  # of its command line
@@ -67,9 +67,9 @@ def test_in_a_real_shell(shell, lp, service, patch):
 @pytest.mark.slow
 def test_outside_of_livepatch_it_says_nothing(shell):
     """A line that makes no sense, and a command that is broken: nothing appears between the words."""
-    assert shell.completed("livepatch nonsense --pid=x --wrong ") == ["nonsense", "--pid=x", "--wrong"]
+    assert shell.completed("livepatch nonsense --pid=x --wrong ", "--wrong") == ["nonsense", "--pid=x", "--wrong"]
     shell.run("printf '#!/bin/sh\\necho a b >&2; exit 3\\n' > bin/livepatch")
-    assert shell.completed("livepatch lo") == ["lo"]
+    assert shell.completed("livepatch lo", "lo") == ["lo"]
 
 
 def test_processes_come_with_their_command_lines(offers, service):
