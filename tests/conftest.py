@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 #: Layers that any Python serves alike: what they show of the interpreter is tested beneath them.
-ONCE = ("build", "cli", "cve", "fleet", "fs", "model", "observe")
+ONCE = ("build", "cli", "cve", "faults", "fleet", "fs", "model", "observe")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

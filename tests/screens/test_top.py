@@ -16,7 +16,7 @@ from tests.cli.conftest import SERVICE
 from tests.cli.test_ps import PLAIN, PRETENDER
 from textual.widgets import DataTable, Footer, Log, Static
 
-from livepatch.agent.rpc import PROTOCOL
+from livepatch.agent import PROTOCOL
 from livepatch.attach.client import Client
 from livepatch.attach.processes import examine, status
 from livepatch.fleet.selection import Selection

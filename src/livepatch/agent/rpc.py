@@ -42,7 +42,7 @@ def answer(line: bytes | bytearray, methods: Mapping[str, Method], caller: objec
         request = _parse(line)
         result = _bind(request, methods)(caller, **request.get("params", {}))
         reply: dict[str, Any] = {"result": result}
-    except Exception as error:
+    except BaseException as error:  # a patch written by hand may call sys.exit()
         reply = {"error": _error(error)}
     if isinstance(request, dict) and "id" not in request and "method" in request:
         return None
@@ -94,7 +94,7 @@ def _bind(request: dict[str, Any], methods: Mapping[str, Method]) -> Method:
     return method
 
 
-def _error(error: Exception) -> dict[str, Any]:
+def _error(error: BaseException) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if isinstance(error, _BadRequest):
         code, number, sentence = error.code, error.number, str(error)

@@ -105,8 +105,30 @@ class Server:
         self.polled = polled
         self.answer = answer
         self.connections: list[Connection] = []  # the most recently active last
+        self._listen()
+
+    def _listen(self) -> None:
         self.listener, self.path = _listen()
-        polled.register(self.listener, poll.READ, self.accept)
+        self._mark = os.lstat(self.path)
+        self.polled.register(self.listener, poll.READ, self.accept)
+
+    def is_reachable(self) -> bool:
+        """The socket is still where clients look for it: nobody has cleaned it away, or put another one there."""
+        try:
+            return os.path.samestat(os.lstat(self.path), self._mark)
+        except FileNotFoundError:
+            return False
+        except OSError:  # we may not look: it is no more ours to say
+            return True
+
+    def listen_anew(self) -> socket.socket:
+        """Where it is not reachable any more; returns the socket that nobody can reach, to be closed. Raises
+        LivepatchError if there is no place, and then nothing has changed.
+        """
+        before = self.listener
+        self._listen()
+        self.polled.unregister(before)
+        return before
 
     def accept(self) -> None:
         """Let a client in if it is root or our own user."""

@@ -59,6 +59,10 @@ _LONELY = 0.05
 _ANOTHER_TRY = 0.01
 #: Log lines that are kept for followers until the thread gets to them.
 _LINES_LIMIT = 4096
+#: Seconds between two looks whether the socket is still there, while there is nothing to do.
+_CARE = 60.0
+#: The same while there is something to do anyway.
+_LEISURE = 1.0
 
 
 class Descriptor:
@@ -122,6 +126,7 @@ class Agent:
         self.server: server.Server | None = None
         self.left_alone = False  # the thread with which the process is to end has ended
         self._opens: float | None = None  # when the socket is to be opened
+        self._cared = 0.0  # when we last looked whether it is there
         self._last = originals.local()
         self._claim = originals.allocate_lock()  # held, for good, by whoever starts the thread
         self._serving = originals.RLock()
@@ -167,6 +172,9 @@ class Agent:
                 raise LivepatchError(errno.EAGAIN, "The agent's thread cannot be started in this process.")
             if self.server is None:
                 self._open_first()
+                self.wake()
+            else:
+                self._listen_anew(self.server)
                 self.wake()
             assert self.server is not None
             return self.server.path
@@ -285,10 +293,13 @@ class Agent:
         named = threading.get_ident() == ident  # not so if somebody has replaced the threads by greenlets
         if named:
             threading.current_thread().name = "livepatch"
-        while self._goes_on() and os.getpid() == pid:  # foreign code that a client had us run may have forked
+        going = True
+        while going:
             try:
-                self._turn()
-            except Exception as error:
+                going = self._goes_on() and os.getpid() == pid  # foreign code that a client had us run may have forked
+                if going:
+                    self._turn()
+            except BaseException as error:  # a program that ends its threads does not mean this one
                 log.error(f"the agent failed with {type(error).__name__}: {error}")
                 originals.sleep(1.0)
         # The next thread may get the same ident, and is somebody else's.
@@ -312,6 +323,8 @@ class Agent:
             due = startup.due()
         if self._opens is not None:
             due = min(max(0.0, self._opens - originals.monotonic()), due if due is not None else _CHILDHOOD)
+        if due is None and self.server is not None:
+            due = _CARE
         if self.left_alone:
             due = min(_LONELY, due if due is not None else _LONELY)
         return due
@@ -332,7 +345,25 @@ class Agent:
         if self._opens is not None and self._opens <= originals.monotonic():
             self._open_now()
         if self.server is not None:
+            self._care_for(self.server)
             self._publish(self.server)
+
+    def _care_for(self, running: server.Server) -> None:
+        """Whoever cleans up /tmp may take our socket away, and nobody else could tell us."""
+        if self._cared + _LEISURE <= originals.monotonic():
+            self._cared = originals.monotonic()
+            if not running.is_reachable():
+                with suppress(LivepatchError), self._serving:
+                    self._listen_anew(running)
+
+    def _listen_anew(self, running: server.Server) -> None:
+        """Under `_serving`, in any thread; another one may have done it just before."""
+        if running.is_reachable():
+            return
+        before = running.listen_anew()
+        self._listener = Descriptor(running.listener.fileno())  # first: the thread looks whether this is open
+        before.close()
+        log.notice(f"the agent's socket was gone and is made anew, {running.path}")
 
     def _tick(self) -> None:
         """Make a round, unless another thread is in an operation: who only reads must not wait for its callbacks."""

@@ -52,6 +52,20 @@ class NotPrepared(LivepatchError):
         self.process = process
 
 
+class Unreachable(NotPrepared):
+    """A process whose agent lives, but whose socket has been taken away."""
+
+    def __init__(self, process: Process) -> None:
+        LivepatchError.__init__(
+            self,
+            errno.ENOTCONN,
+            f"The agent of process {process.pid} is there, but its socket has been removed, so that nobody knows which"
+            f" patches it has; `livepatch attach {process.pid}` has it make another, as it does by itself within a"
+            " minute.",
+        )
+        self.process = process
+
+
 class AgentFailure(LivepatchError):
     """The agent met an error that nobody foresaw; `traceback` is the agent's."""
 
@@ -274,7 +288,7 @@ def _connect(process: Process) -> socket.socket:
         raise NoAccess(
             errno.EACCES, f"Process {process.pid} belongs to user {process.uid}; run livepatch as that user or as root."
         )
-    raise NotPrepared(process)
+    raise Unreachable(process) if process.listens_unseen() else NotPrepared(process)
 
 
 def _peer_pid(sock: socket.socket) -> int:

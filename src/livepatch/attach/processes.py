@@ -35,6 +35,10 @@ _MUSL = re.compile(rb"/ld-musl-[^/]*$", re.MULTILINE)
 _COMMAND = re.compile(r"(?:^|/)(python|pypy)(\d(?:\.\d+)?t?)?$")
 
 
+#: Of a socket in /proc/PID/net/unix: it accepts connections.
+_LISTENS = 0x10000
+
+
 class NoAccess(LivepatchError):
     """There is no such process (any more), it is no Python, or it is not ours to touch."""
 
@@ -100,6 +104,19 @@ class Process:
                 path = f"{base}/{name}/{self.inner_pid}{places.SOCKET}"
                 if name.startswith(places.PREFIX) and path not in tried:
                     yield path
+
+    def listens_unseen(self) -> bool:
+        """An agent listens in there, whether its socket can be found or not: the kernel knows what it was called."""
+        name = re.compile(rf"/{places.PREFIX}\d+/{self.inner_pid}{re.escape(places.SOCKET)}$")
+        try:
+            with open(f"/proc/{self.pid}/net/unix", encoding="utf-8", errors="replace") as lines:
+                rows = [line.split() for line in lines if name.search(line.rstrip("\n"))]
+        except OSError:
+            return False
+        sockets = {f"socket:[{row[6]}]" for row in rows if int(row[3], 16) & _LISTENS}
+        return bool(sockets) and any(
+            _target(f"/proc/{self.pid}/fd/{number}") in sockets for number in _list(f"/proc/{self.pid}/fd")
+        )
 
     def inside(self, path: str) -> str:
         """An absolute path of the process, which may have another root, as ours."""
@@ -243,6 +260,13 @@ def command_of(pid: int) -> list[str]:
     except OSError:
         return []
     return [word.decode(sys.getfilesystemencoding(), "replace") for word in words]
+
+
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
 
 
 def _list(directory: str) -> list[str]:

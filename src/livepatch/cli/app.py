@@ -43,6 +43,8 @@ COMMANDS = {
     "uninstall": "install",
     "mount": "mount",
     "demo": "demo",
+    "completion": "completion",
+    "man": "manual",
 }
 
 
@@ -77,7 +79,18 @@ def livepatch() -> None:
 
 def run(arguments: list[str]) -> int:
     """Carry out a command line and return its exit status; every error is one sentence on stderr."""
-    output.json = False
+    output.begin()
+    if "_LIVEPATCH_COMPLETE" in os.environ:
+        from . import completion  # noqa: F401  # the shells that click is to answer
+    status = _run(arguments)
+    if output.lost is not None:
+        if not isinstance(output.lost, BrokenPipeError):  # whoever read our output had seen enough
+            output.warn(f"Not all that there is to say could be written: {output.lost.strerror}.")
+        sys.stdout = None  # closing it would complain again
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     try:
         return livepatch.main(arguments, prog_name="livepatch", standalone_mode=False) or 0
     except click.exceptions.Exit as ended:

@@ -16,6 +16,7 @@ import click
 from livepatch.archive import byhand, format, seal
 from livepatch.core.model import LivepatchError
 
+from . import candidates
 from .common import DONE, REFUSED, json_option, output
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 _Output = click.Path(dir_okay=False, path_type=Path)
+_File = click.Path(exists=True, dir_okay=False, path_type=Path)
 _Source = click.Path(exists=True, path_type=Path)
 _WAYS = "PACKAGE==V1..V2, --git REV1..REV2, --old DIR --new DIR, or --diff FILE --src DIR"
 
@@ -73,6 +75,7 @@ _WAYS = "PACKAGE==V1..V2, --git REV1..REV2, --old DIR --new DIR, or --diff FILE 
 @click.option("--replace", is_flag=True, help="Make it cumulative: it takes the place of all patches loaded before it.")
 @click.option(
     "--base",
+    shell_complete=candidates.archives,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     multiple=True,
     metavar="FILE",
@@ -297,7 +300,9 @@ def _where(change: Change) -> str:
 
 
 @click.command("info")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), shell_complete=candidates.archives
+)
 @json_option
 def info_command(file: Path) -> int:
     """Show what is in a patch archive."""

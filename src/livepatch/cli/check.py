@@ -15,10 +15,13 @@ from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import has_none_of_it
 from livepatch.screens.words import functions_of, warning
 
+from . import candidates
 from .common import Connect, agent_options, describe, each_process, json_option, output, show_blockers, show_walks
 from .targets import pids_of, targets_option
 
 State = dict[str, Any]
+
+_File = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 #: Seconds between two looks at who stays in the way, at first and at most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
@@ -27,7 +30,11 @@ _LINES = 20
 
 
 @click.command("check")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
+@click.argument(
+    "file",
+    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+    shell_complete=candidates.patch_files,
+)
 @targets_option
 @click.option(
     "--watch",

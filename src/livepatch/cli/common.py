@@ -31,24 +31,43 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Output:
-    """Where a command's words go."""
+    """Where a command's words go.
+
+    If they cannot be written (a full disk, a terminal that is gone), `lost` says why, and the command goes on: what it
+    does to processes must not end half-way because nobody reads about it.
+    """
 
     def __init__(self) -> None:
         self.json = False
+        self.lost: OSError | None = None
+
+    def begin(self) -> None:
+        """Another command line."""
+        self.json, self.lost = False, None
+
+    def status(self, status: int) -> int:
+        """The exit status of a command whose words are all that it does."""
+        return max(status, REFUSED) if self.lost is not None else status
+
+    def _write(self, text: str, *, err: bool = False) -> None:
+        try:
+            click.echo(text, err=err)
+        except OSError as error:
+            self.lost = self.lost or error
 
     def say(self, line: str = "") -> None:
         """A line for a person; a program gets the result only."""
         if not self.json:
-            click.echo(line)
+            self._write(line)
 
     def warn(self, line: str) -> None:
         """A line for the person even if a program reads the result."""
-        click.echo(f"livepatch: {line}", err=True)
+        self._write(f"livepatch: {line}", err=True)
 
     def result(self, value: Any) -> None:
         """What a program gets; a person has been told already."""
         if self.json:
-            click.echo(json.dumps(value, indent=2))
+            self._write(json.dumps(value, indent=2))
 
     def fail(self, number: int, sentence: str) -> None:
         self.warn(sentence)
@@ -63,7 +82,7 @@ class Output:
             return
         widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            self._write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     @property
     def terminal(self) -> bool:
@@ -75,7 +94,10 @@ class Output:
         from livepatch.screens import draw
 
         console = draw.console()
-        console.print(drawing(draw, console.width))
+        try:
+            console.print(drawing(draw, console.width))
+        except OSError as error:
+            self.lost = self.lost or error
 
 
 output = Output()
@@ -155,7 +177,7 @@ def each_process(
     Where there is no agent, `unprepared` knows the answer, if it is given. The JSON is a list with one object for each
     process, whether there is one or many. One with an `error` counts as refused.
     """
-    from livepatch.attach.client import Client, NotPrepared
+    from livepatch.attach.client import Client, NotPrepared, Unreachable
     from livepatch.attach.processes import NoAccess
 
     results: list[dict[str, Any]] = []
@@ -168,14 +190,14 @@ def each_process(
                 results.append({"pid": pid, "prepared": True, **look(client)})
             worst = max(worst, REFUSED if results[-1].get("error") else DONE)
         except LivepatchError as error:
-            if isinstance(error, NotPrepared) and unprepared is not None:
+            if isinstance(error, NotPrepared) and not isinstance(error, Unreachable) and unprepared is not None:
                 results.append({"pid": pid, "prepared": False, **unprepared(error.process)})
                 continue
             output.warn(str(error))
             results.append({"pid": pid, "error": describe(error.errno or errno.EINVAL, str(error))})
             worst = max(worst, NO_PROCESS if isinstance(error, NoAccess) else REFUSED)
     output.result(results)
-    return worst
+    return output.status(worst)
 
 
 def show_blockers(tasks: Sequence[dict[str, Any]]) -> None:

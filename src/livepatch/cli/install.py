@@ -20,8 +20,11 @@ from livepatch.archive.versions import is_older
 from livepatch.core.model import LivepatchError
 from livepatch.observe import trail
 
+from . import candidates
 from .common import DONE, REFUSED, describe, json_option, output
 from .files import replace_file
+
+_File = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _where_option(command: Any) -> Any:
@@ -35,7 +38,9 @@ def _where_option(command: Any) -> Any:
 
 
 @click.command("install")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), shell_complete=candidates.archives
+)
 @_where_option
 @click.option("--downgrade", is_flag=True, help="Put it in the place of a later version, too.")
 @json_option
@@ -71,7 +76,7 @@ def install_command(file: Path, user: bool | None, downgrade: bool) -> int:
 
 
 @click.command("uninstall")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.installed_patches)
 @_where_option
 @json_option
 def uninstall_command(name: str, user: bool | None) -> int:

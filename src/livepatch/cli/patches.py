@@ -16,6 +16,7 @@ from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import Operation, Transaction
 from livepatch.screens.words import state_of
 
+from . import candidates
 from .common import DONE, REFUSED, Connect, agent_options, json_option, output, show_walks
 from .observed import observe, report_option
 from .settle import NAMED, Confirm, Settling, consequence, name_blockers, never
@@ -44,7 +45,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask before force 
 
 
 @click.command("load")
-@click.argument("file", type=_PatchFile)
+@click.argument("file", type=_PatchFile, shell_complete=candidates.patch_files)
 @targets_option
 @_timeout_option
 @_on_stall_option
@@ -169,7 +170,7 @@ def _title(member: Member) -> str:
 
 
 @click.command("disable")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @_timeout_option
 @_on_stall_option
@@ -207,7 +208,7 @@ def _writing(name: str, *, enabled: bool) -> Operation:
 
 
 @click.command("enable")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @_timeout_option
 @_on_stall_option
@@ -241,7 +242,7 @@ def enable_command(name: str, selection: Selection, timeout: float, on_stall: st
 
 
 @click.command("force")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_timeout_option
@@ -291,7 +292,7 @@ def _ask(transaction: Transaction) -> None:
 
 
 @click.command("unload")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.patches)
 @targets_option
 @json_option
 def unload_command(name: str, selection: Selection) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import click
 
 from livepatch.attach import processes, way
-from livepatch.attach.client import Client, NotPrepared
+from livepatch.attach.client import Client, NotPrepared, Unreachable
 from livepatch.core.model import LivepatchError
 from livepatch.screens.words import state_of
 
+from . import candidates
 from .common import DONE, attached, describe, json_option, method_option, output
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as env, nohup and the shells have it
@@ -24,7 +24,7 @@ _PATIENCE, _AT_ONCE = 1.0, 32
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=candidates.programs)
 def run_command(command: tuple[str, ...]) -> int:
     """Start a command so that every Python in it can be patched later.
 
@@ -44,7 +44,7 @@ def run_command(command: tuple[str, ...]) -> int:
 
 
 #: What stands in the way, in a few words, by error.
-_SHORT: dict[int | None, str] = {errno.EPROTO: "not an agent of this livepatch"}
+_SHORT: dict[int | None, str] = {errno.EPROTO: "not an agent of this livepatch", errno.ENOTCONN: "its socket is gone"}
 
 
 @click.command("ps")
@@ -65,7 +65,7 @@ def ps_command() -> int:
         found = [entry for entry in pool.map(_looked_at, processes.pythons()) if entry is not None]
     output.table(["PID", "PYTHON", "AGENT", "PATCHES", "COMMAND"], [_row(entry) for entry in found])
     output.result(found)
-    return DONE
+    return output.status(DONE)
 
 
 def _looked_at(process: processes.Process) -> dict[str, Any] | None:
@@ -82,10 +82,13 @@ def _looked_at(process: processes.Process) -> dict[str, Any] | None:
     deadline = time.monotonic() + _PATIENCE
     try:
         if process.open:
-            with suppress(NotPrepared), Client(process.pid, timeout=_PATIENCE) as client:
-                patches = client.call("list", timeout=max(deadline - time.monotonic(), 0.001))
-                entry |= {"agent": "yes", "python": client.hello["python"], "patches": patches}
-                return entry
+            try:
+                with Client(process.pid, timeout=_PATIENCE) as client:
+                    patches = client.call("list", timeout=max(deadline - time.monotonic(), 0.001))
+                    return {**entry, "agent": "yes", "python": client.hello["python"], "patches": patches}
+            except NotPrepared as error:
+                if isinstance(error, Unreachable):
+                    raise
         return {**entry, "agent": "attachable", "ways": way.into(process)}
     except LivepatchError as error:
         if not processes.alive(process.pid):
@@ -104,7 +107,7 @@ def _row(entry: dict[str, Any]) -> list[str]:
 
 
 @click.command("attach")
-@click.argument("pid", type=click.IntRange(min=1))
+@click.argument("pid", type=click.IntRange(min=1), shell_complete=candidates.processes)
 @method_option
 @click.option(
     "--timeout",

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from livepatch.attach.processes import NoAccess
+from livepatch.core.model import LivepatchError
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.transaction import Transaction
 from livepatch.observe.events import STALL
@@ -74,10 +75,13 @@ class Settling:
                         f" so far, and is not patched; load it with --pid {member.pid} when it has."
                     )
                 transaction.conclude()
-            except (KeyboardInterrupt, OSError) as end:
-                if not _silenced(terminals) and not isinstance(end, KeyboardInterrupt):
-                    raise
+            except LivepatchError:
+                raise
+            except (KeyboardInterrupt, Exception) as end:  # also our own: it is not to be left half-way for that
+                closed = _silenced(terminals)
                 self._interrupted()
+                if not closed and not isinstance(end, KeyboardInterrupt):
+                    raise
                 return INTERRUPTED
         if all(member.outcome is Outcome.ENDED for member in transaction.members):
             raise transaction.members[0].error or NoAccess(errno.ESRCH, "All processes have ended.")

@@ -23,7 +23,7 @@ _STATES = {IDLE: "-", 0: "unpatched", 1: "patched"}
 
 
 def _installed(ctx: click.Context, option: click.Parameter, value: bool) -> None:
-    if value:
+    if value and not ctx.resilient_parsing:  # the shell only asks what may follow
         from .install import show
 
         ctx.exit(show())

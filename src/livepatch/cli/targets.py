@@ -11,6 +11,8 @@ import click
 
 from livepatch.fleet.selection import Selection
 
+from . import candidates
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -42,7 +44,15 @@ def selection_option(command: _Command) -> _Command:
 
     number = click.IntRange(min=1)
     options = (
-        click.option("--pid", "pids", type=number, multiple=True, metavar="N", help="The process; may be repeated."),
+        click.option(
+            "--pid",
+            "pids",
+            type=number,
+            multiple=True,
+            metavar="N",
+            help="The process; may be repeated.",
+            shell_complete=candidates.processes,
+        ),
         click.option(
             "--tree",
             "trees",
@@ -50,6 +60,7 @@ def selection_option(command: _Command) -> _Command:
             multiple=True,
             metavar="N",
             help="The process and all that descend from it, as far as they are Python.",
+            shell_complete=candidates.processes,
         ),
         click.option(
             "--name",

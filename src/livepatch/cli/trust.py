@@ -12,6 +12,7 @@ import click
 from livepatch.archive import format, policy, seal
 from livepatch.core.model import LivepatchError
 
+from . import candidates
 from .common import DONE, json_option, output
 from .files import replace_file
 
@@ -19,7 +20,7 @@ _File = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("sign")
-@click.argument("file", type=_File)
+@click.argument("file", type=_File, shell_complete=candidates.archives)
 @click.option(
     "--key",
     required=True,
@@ -54,7 +55,7 @@ def sign_command(file: Path, key: Path) -> int:
 
 
 @click.command("verify")
-@click.argument("file", type=_File)
+@click.argument("file", type=_File, shell_complete=candidates.archives)
 @click.option(
     "--allowed-signers",
     type=_File,

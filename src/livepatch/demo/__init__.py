@@ -10,26 +10,26 @@ Exit status 0 if all promises held, 1 if one did not.
 
 from __future__ import annotations
 
-import argparse
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
-def main(arguments: list[str]) -> int:
-    """The command; returns its exit status. Raises LivepatchError if the demo cannot be given here."""
-    parser = argparse.ArgumentParser(
-        prog="livepatch demo",
-        description="See a vulnerable server become safe under load, without a restart, and go back.",
-        epilog="Exit status: 0 if all promises held, 1 if one did not.",
-    )
-    parser.add_argument("--rate", type=float, default=400.0, metavar="N", help="requests per second (default: 400)")
-    parser.add_argument("--connections", type=int, default=40, metavar="N", help="keep-alive connections (default: 40)")
-    parser.add_argument(
-        "--rounds", type=int, default=4, metavar="N", help="how often the patch goes in and out at the end (default: 4)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON, the show to stderr")
-    options = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Options:
+    """Of the show: requests per second, connections, how often the patch goes in and out at the end, and whether the
+    summary is printed as JSON.
+    """
+
+    rate: float
+    connections: int
+    rounds: int
+    json: bool
+
+
+def main(options: Options) -> int:
+    """Give the demo; its exit status. Raises LivepatchError if it cannot be given here."""
     from .show import Show
 
     with _interruptible():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from . import service
+from . import Options, service
 from .stage import Stage
 from .traffic import Span, Traffic, Transitions
 
@@ -28,7 +27,7 @@ QUIET, PAUSE = 5.0, 2.0
 class Show:
     """One performance. Every promise is a name, a sentence, and whether it held."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.stage = Stage(on_stderr=options.json)
         self.promises: list[tuple[str, str, bool]] = []

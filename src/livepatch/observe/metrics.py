@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from livepatch.attach import processes
-from livepatch.attach.client import Client, NotPrepared
+from livepatch.attach.client import Client, NotPrepared, Unreachable
 from livepatch.core.model import LivepatchError
 
 #: Seconds that a process may take for each answer, and how many are asked at once.
@@ -109,12 +109,18 @@ def _ask(pid: int) -> Look:
         up = [Sample("up", {}, 1), Sample("agent", {}, 1)]
         return Look(pid, [sample._replace(labels=label | sample.labels) for sample in up + samples], None)
     except NotPrepared as error:
+        if isinstance(error, Unreachable):
+            return _unreachable(label, error)
         info = {**label, "python": str(error.process.python), "agent": "", "command": error.process.title}
         known = [Sample("process_info", info, 1)]
         return Look(pid, [Sample("up", label, 1), Sample("agent", label, 0), *known], None)
     except LivepatchError as error:
-        reason = {**label, "reason": errno.errorcode.get(error.errno or 0, "?")}
-        return Look(pid, [Sample("up", label, 0), Sample("unreachable", reason, 1)], error)
+        return _unreachable(label, error)
+
+
+def _unreachable(label: dict[str, str], error: LivepatchError) -> Look:
+    reason = {**label, "reason": errno.errorcode.get(error.errno or 0, "?")}
+    return Look(int(label["pid"]), [Sample("up", label, 0), Sample("unreachable", reason, 1)], error)
 
 
 def _of_process(client: Client) -> list[Sample]:
