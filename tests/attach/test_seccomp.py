@@ -194,6 +194,7 @@ def test_what_an_attach_can_live_with(root, program):
         (assemble([(41, SUPERVISOR)]), "asks another process about socket"),
         (assemble([(435, errno_of(1))]), "does not allow clone3"),  # no C library takes that for "take clone"
         (assemble([(435, KILL)]), "would kill it for clone3"),
+        (assemble([(219, errno_of(1))]), "does not allow restart_syscall"),  # else who is stopped would see an error
         (assemble([(334, KILL)]), "would kill it for rseq"),  # although it may fail
         (assemble([(49, 0x12340000)]), "would kill it for bind"),  # an answer that the kernel does not know
         (assemble([(0, ALLOW), (1, ALLOW)], default=KILL), "would kill it for mmap"),

@@ -95,6 +95,7 @@ AGENT = (
     Call("set_robust_list", (273,), (99,), optional=True),
     Call("rseq", (334,), (293,), optional=True),
     Call("rt_sigprocmask", (14,), (135,)),
+    Call("restart_syscall", (219,), (128,)),  # what a thread does that was stopped while it waited for the GIL
     Call("futex", (202,), (98,), (0x10000, _FUTEX_WAIT)),
     Call("futex", (202,), (98,), (0x10000, _FUTEX_WAKE)),
     Call("exit", (60,), (93,)),
