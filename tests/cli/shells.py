@@ -82,11 +82,12 @@ class Shell:
         shown = self.run("")
         return re.findall(r"\[([^\]]*)\]", shown.rpartition("[livepatch]")[2])
 
-    def listed(self, line: str) -> str:
-        """What is shown when the shell lists what there is."""
+    def listed(self, line: str, among: str) -> str:
+        """What is shown when the shell lists what there is; `among` it should be this."""
         if self.name == "fish":  # it shows a menu, and takes that away again
             return self.run(f"complete -C '{line}'")
-        self.press(f"{line}\t\t")
+        self.press(f"{line}\t" + ("\t" if self.name == "bash" else ""))
+        self._look(among, 10.0)
         return self.run("\x15")
 
     def _until(self, text: str) -> str:

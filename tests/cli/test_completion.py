@@ -59,7 +59,7 @@ def test_in_a_real_shell(shell, lp, service, patch):
         "corrected",
     ]
     assert shell.completed("livepatch load --on-stall=k", "keep")[-1] in ("--on-stall=keep", "keep")
-    listed = shell.listed("livepatch status --pid ")
+    listed = shell.listed("livepatch status --pid ", str(service.pid))
     assert str(service.pid) in listed
     assert "import sys, threading" in listed  # of its command line
 
