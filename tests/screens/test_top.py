@@ -14,6 +14,7 @@ from rich.console import Console
 from tests.agent.targets import PATIENCE, Target, eventually
 from tests.cli.conftest import SERVICE
 from tests.cli.test_ps import PLAIN, PRETENDER
+from tests.observe.conftest import records
 from textual.widgets import DataTable, Footer, Log, Static
 
 from livepatch.agent import PROTOCOL
@@ -172,9 +173,10 @@ def test_reverse_disable_and_unload(lp, stalled):
     on_screen(scenario, pid)
 
 
-def test_disable(lp, service, patch):
+def test_disable(lp, service, patch, record):
     lp("load", patch("one", "answer"), "--pid", service.pid)
     lp("load", patch("two", "slow"), "--pid", service.pid)
+    record.unlink()
 
     async def scenario(screen):
         await screen.choose(service.pid)
@@ -188,6 +190,9 @@ def test_disable(lp, service, patch):
         await screen.press("n")
 
     on_screen(scenario, service.pid)
+    assert [each["phase"] for each in records(record)] == ["intent", "outcome"]
+    for each in records(record):
+        assert (each["operation"], each["patch"]["name"], each["targets"][0]["pid"]) == ("disable", "one", service.pid)
 
 
 def test_force_of_a_disable_says_that_it_is_for_ever(lp, occupied, patch):

@@ -27,6 +27,7 @@ from typing import Any
 from livepatch.attach.client import Client, NotPrepared
 from livepatch.attach.processes import NoAccess, Process
 from livepatch.core.model import LivepatchError
+from livepatch.observe import trail
 
 from .words import state_of
 
@@ -90,6 +91,13 @@ class Order:
     transition: bool
     done: str
     value: str | None = None
+
+    @property
+    def operation(self) -> str:
+        """As the audit record calls it."""
+        if self.method != "write_enabled":
+            return self.method
+        return "reverse" if self.transition else "disable"
 
     def params(self) -> dict[str, Any]:
         """As the agent's method takes them."""
@@ -226,7 +234,9 @@ class Watch:
                 self._tell(f"Process {client.pid}: '{order.name}' is {now} by now, so nothing was done.", False)
                 continue
             try:
-                client.call(order.method, timeout=_ORDER_PATIENCE, **order.params())
+                target = trail.process_of(client.process)
+                with trail.recorded(order.operation, patch={"name": order.name}, targets=[target]):
+                    client.call(order.method, timeout=_ORDER_PATIENCE, **order.params())
             except LivepatchError as error:
                 self._tell(f"Process {client.pid}: {error}", False)
                 if not client.connected:
