@@ -440,7 +440,7 @@ def test_sigtrap(how):
             with pytest.raises(
                 LivepatchError, match=r"it blocks or ignores SIGTRAP.*; try again when it waits for some"
             ):
-                entry.attach(target.pid)
+                entry.attach(target.pid, timeout=30)
             target.say()
             assert target.hear() == "idle"
         entry.attach(target.pid, timeout=30).close()
