@@ -15,6 +15,7 @@ ROWS = {
     "hand": "calls.by_hand",
     "transition": "calls.in_transition",
     "torn": "torn.torn",
+    "reloaders": "reloaders.compared",
     "enable": "enable.ten_functions",
     "command": "command.cold_start",
     "load": "command.load",
