@@ -86,7 +86,7 @@ class Shell:
         """What is shown when the shell lists what there is; `among` it should be this."""
         if self.name == "fish":  # it shows a menu, and takes that away again
             return self.run(f"complete -C '{line}'")
-        self.press(f"{line}\t" + ("\t" if self.name == "bash" else ""))
+        self.press(line + {"bash": "\x1b?", "zsh": "\x04"}[self.name])  # Tab would first insert what all have in common
         self._look(among, 10.0)
         return self.run("\x15")
 
