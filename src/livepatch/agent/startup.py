@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 PAUSE = 0.1
 #: How often it is tried.
 _ATTEMPTS = 100
-#: Seconds that an import waits for another thread that is deciding.
-_TURN = 1.0
+#: Seconds that an import waits for another thread that is deciding: that takes milliseconds, but may itself wait for an
+#: import, in the end for ours.
+_TURN = 5.0
 #: What "not now" is: another transition or import is under way, or we were called by a callback.
 _NOT_NOW = (errno.EBUSY, errno.EDEADLK)
 

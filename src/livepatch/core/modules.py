@@ -460,6 +460,11 @@ class _Watched(ModuleSpec):
                 raise
 
 
+def _comes_to_us(name: str) -> bool:
+    """Its import is so far that waiting tells no more: who seeks it may be waiting for whoever asks."""
+    return name in sys.modules or name in _loading or name in sought
+
+
 def await_absent(patch: Patch) -> None:
     """Wait for those modules of a patch whose import has begun without our loader, or which are yet to be run.
 
@@ -467,11 +472,13 @@ def await_absent(patch: Patch) -> None:
     """
     for obj in patch.objects:
         name = obj.name
-        if name is None or obj.module is not None or name in _loading or name in sought:
+        if name is None or obj.module is not None:
             continue
         deadline = originals.monotonic() + 1.0
-        while name not in sys.modules and cpython.importing(name) and originals.monotonic() < deadline:
+        while not _comes_to_us(name) and cpython.importing(name) and originals.monotonic() < deadline:
             originals.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
+        if name in _loading or name in sought:
+            continue
         module = sys.modules.get(name)
         spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None
         if is_lazy(module) and spec is not None:
