@@ -394,9 +394,9 @@ def test_the_thread_of_the_loop_waits_for_the_patched_function_below_it(module, 
 def test_a_loop_that_does_not_run(target, patch):
     """Its tasks cannot run a callback, and cannot run either: they are checked from outside."""
     loop = asyncio.new_event_loop()
-    gate = loop.create_future()
+    gate, elsewhere = loop.create_future(), asyncio.Event()
     inside = loop.create_task(target.f(lambda: gate))
-    outside = loop.create_task(asyncio.sleep(0.001))
+    outside = loop.create_task(elsewhere.wait())
     loop.run_until_complete(asyncio.sleep(0))
     lp.enable_patch(patch)
     for _ in range(3):
@@ -405,6 +405,7 @@ def test_a_loop_that_does_not_run(target, patch):
     assert state(outside) == 1
     gate.set_result(None)
     assert loop.run_until_complete(inside) == OLD
+    elsewhere.set()
     loop.run_until_complete(outside)
     finish()
     assert loop.run_until_complete(target.f()) == NEWS
