@@ -1,7 +1,9 @@
 """Every fact that the core relies on about this Python: each test fails when its fact stops being true."""
 
+import _imp
 import asyncio
 import gc
+import importlib
 import inspect
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import threading
 import types
 import warnings
 import weakref
+from importlib.machinery import ModuleSpec
 from itertools import chain, repeat
 from operator import call
 
@@ -119,11 +122,56 @@ def test_importing(tmp_path, monkeypatch, worker):
     going = worker().begin(__import__, "lp_slow")
     gate.arrived()
     assert cpython.importing("lp_slow")
+    assert cpython.importer("lp_slow") not in (None, threading.get_ident())
     assert not cpython.importing("lp_gate")
     gate.open()
     going.result(kit.PATIENCE)
     assert not cpython.importing("lp_slow")
     del sys.modules["lp_slow"]
+
+
+def test_the_lock_around_finders(worker):
+    """Somebody gets it while it is let go, and then it is held as often as it was before."""
+
+    def take_it():
+        with cpython.finders_lock():
+            return True
+
+    with cpython.finders_lock(), cpython.finders_lock():
+        waiting = worker().begin(take_it)
+        with cpython.without_finders_lock():
+            assert waiting.result(kit.PATIENCE)
+        assert _imp.lock_held()
+    assert worker().do(take_it)
+    with cpython.without_finders_lock():
+        assert worker().do(take_it)
+
+
+def test_a_finder_that_is_asked_holds_that_lock(monkeypatch):
+    held = []
+    finder = types.SimpleNamespace(find_spec=lambda *_: held.append(_imp.lock_held()))
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    with pytest.raises(ImportError):
+        importlib.import_module("lp_nowhere")
+    assert held == [True]
+
+
+def test_a_finder_is_removed_while_others_are_asked(monkeypatch, worker):
+    """Nobody who is in the middle of an import passes over a finder."""
+    gate, ours, made = kit.Gate(), types.SimpleNamespace(find_spec=lambda *_: None), types.ModuleType("lp_made")
+    loader = types.SimpleNamespace(create_module=lambda spec: made, exec_module=lambda module: None)
+    slow = types.SimpleNamespace(find_spec=lambda name, *_: gate() if name == "lp_made" else None)
+    finds = lambda name, *_: ModuleSpec(name, loader) if name == "lp_made" else None
+    monkeypatch.setattr(sys, "meta_path", [ours, slow, types.SimpleNamespace(find_spec=finds), *sys.meta_path])
+    importing = worker().begin(importlib.import_module, "lp_made")
+    gate.arrived()
+    cpython.remove_finder(ours)
+    assert sys.meta_path[0] is slow
+    gate.open()
+    assert importing.result(kit.PATIENCE) is made
+    cpython.remove_finder(ours)
+    assert sys.meta_path[0] is slow
+    monkeypatch.delitem(sys.modules, "lp_made")
 
 
 def make_c(coroutine, name):

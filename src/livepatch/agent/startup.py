@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from livepatch.archive import installed, policy
-from livepatch.core import journal, log, modules, originals, registry
+from livepatch.core import cpython, journal, log, modules, originals, registry
 from livepatch.core.model import LivepatchError, Patch
 
 if TYPE_CHECKING:
@@ -75,11 +75,13 @@ class _Finder:
     ) -> ModuleSpec | None:
         if not any(fullname in waiting.modules for waiting in _waiting):
             return None
-        modules.sought.add(fullname)
+        seeking = originals.get_ident(), fullname
+        modules.sought.add(seeking)
         try:
-            _decide_now()
+            with cpython.without_finders_lock():
+                _decide_now()
         finally:
-            modules.sought.discard(fullname)
+            modules.sought.discard(seeking)
         # The core may have put its finder in front of us just now, where the import system does not look any more.
         return modules.finder.find_spec(fullname, path, target)
 

@@ -27,6 +27,7 @@ from types import CodeType, ModuleType
 from livepatch.archive.byhand import keep_source
 from livepatch.archive.format import ModuleEntry, refusal
 from livepatch.archive.pieces import NewSource, like
+from livepatch.core import cpython
 
 
 def adopted(node: ast.stmt, origin: str) -> ast.stmt:
@@ -194,8 +195,7 @@ class Arrivals:
         if self._users or self not in _serving:
             return
         _serving.remove(self)
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+        cpython.remove_finder(self)
         for name, arrival in reversed(self._arrivals.items()):
             linecache.cache.pop(arrival.file, None)
             module = sys.modules.get(name)

@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any
 
 from livepatch.archive.format import Archive, ObjectEntry, refusal
-from livepatch.core import codes
+from livepatch.core import codes, cpython
 from livepatch.core.symbols import loaded_module
 
 #: What installed patches before this one make of functions, by module, name and position.
@@ -101,7 +101,8 @@ def _spec_of(name: str, finders: Sequence[Any]) -> ModuleSpec | None:
             return None
     for finder in finders:
         try:
-            spec: ModuleSpec | None = finder.find_spec(name, path, None)
+            with cpython.finders_lock():
+                spec: ModuleSpec | None = finder.find_spec(name, path, None)
         except Exception:  # any finder may be in there
             continue
         if spec is not None:

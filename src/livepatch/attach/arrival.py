@@ -176,8 +176,10 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any",
         go()
 
     def go() -> None:
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)
+        for index, other in enumerate(sys.meta_path):
+            if other is finder:  # by a new list, as `cpython.remove_finder`, which may not be here
+                sys.meta_path = sys.meta_path[:index] + sys.meta_path[index + 1 :]
+                return
 
     finder = Finder(modules, hold_forks_up)
     hold_forks_up()

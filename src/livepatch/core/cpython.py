@@ -5,11 +5,13 @@ Each fact has a test in `tests/core/test_cpython.py` that fails when it stops be
 
 from __future__ import annotations
 
+import _imp
 import importlib._bootstrap as _bootstrap
 import importlib._bootstrap_external as _bootstrap_external
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from operator import call
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -60,11 +62,17 @@ def thread_ident(started: Any, arguments: dict[str, Any]) -> int | None:
     return getattr(handle, "ident", None) if handle is not None else started
 
 
-def importing(name: str) -> bool:
-    """Whether some thread is importing this module just now: then it holds the module's own lock."""
+def importer(name: str) -> int | None:
+    """The thread that is importing this module just now: it holds the module's own lock."""
     reference = _bootstrap._module_locks.get(name)  # type: ignore[attr-defined]
     lock = reference() if reference is not None else None
-    return lock is not None and getattr(lock, "owner", None) is not None
+    owner: int | None = getattr(lock, "owner", None)
+    return owner
+
+
+def importing(name: str) -> bool:
+    """Whether some thread is importing this module just now."""
+    return importer(name) is not None
 
 
 def current_task(asyncio: Any) -> Callable[[Any], Any]:
@@ -138,3 +146,34 @@ def runs_its_code(loader: object) -> bool:
 def import_lock(name: str) -> Any:
     """The lock that is held while this module is imported, as a context manager."""
     return _bootstrap._ModuleLockManager(name)  # type: ignore[attr-defined]
+
+
+def finders_lock() -> Any:
+    """The lock that the import system holds while it asks a finder, one for all threads, as a context manager."""
+    return _bootstrap._ImportLockContext()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def without_finders_lock() -> Iterator[None]:
+    """Let other threads ask finders while this one, which is a finder, waits for them."""
+    held: list[object] = []
+    try:
+        with suppress(RuntimeError):  # when it is not ours any more
+            held.extend(iter(_imp.release_lock, ...))  # in C: no exception of a signal handler can spoil the count
+        yield
+    finally:
+        for _ in held:
+            _imp.acquire_lock()
+
+
+def remove_finder(finder: object) -> None:
+    """Take a finder off `sys.meta_path`, if it is there.
+
+    By a new list: an import in another thread may be in the middle of the old one, and would pass over the finder that
+    moves up.
+    """
+    for index, other in enumerate(sys.meta_path):
+        if other is finder:
+            # Nothing in this line lets another thread in, which may be inserting a finder.
+            sys.meta_path = sys.meta_path[:index] + sys.meta_path[index + 1 :]
+            return

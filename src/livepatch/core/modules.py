@@ -42,8 +42,8 @@ from .trampoline import replace_constants
 
 #: Modules whose bodies run under a loader of ours, by name; `_arrive` is called for each.
 _loading: dict[str, list[Redirection]] = {}
-#: Modules that are about to be found by a finder which enables patches first, and asks ours for them then.
-sought: set[str] = set()
+#: By thread, modules that it is about to find by a finder which enables patches first, and asks ours for them then.
+sought: set[tuple[int, str]] = set()
 #: What a refused reload leaves in sys.modules for the import system to find; see `_refuse_reload`.
 _REFUSED = "livepatch: refused "
 
@@ -461,8 +461,8 @@ class _Watched(ModuleSpec):
 
 
 def _comes_to_us(name: str) -> bool:
-    """Its import is so far that waiting tells no more: who seeks it may be waiting for whoever asks."""
-    return name in sys.modules or name in _loading or name in sought
+    """Our loader has this module, or whoever imports it is going to ask our finder, and may be waiting for us."""
+    return name in _loading or (cpython.importer(name), name) in sought
 
 
 def await_absent(patch: Patch) -> None:
@@ -475,9 +475,11 @@ def await_absent(patch: Patch) -> None:
         if name is None or obj.module is not None:
             continue
         deadline = originals.monotonic() + 1.0
-        while not _comes_to_us(name) and cpython.importing(name) and originals.monotonic() < deadline:
+        while name not in sys.modules and cpython.importing(name) and originals.monotonic() < deadline:
+            if _comes_to_us(name):
+                break
             originals.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
-        if name in _loading or name in sought:
+        if _comes_to_us(name):
             continue
         module = sys.modules.get(name)
         spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None
@@ -530,12 +532,7 @@ finder = Finder()
 def await_modules() -> None:
     """Modules matter as long as a patch is listed."""
     if lists.listed and sys.meta_path[:1] != [finder]:
-        _stop()
+        cpython.remove_finder(finder)
         sys.meta_path.insert(0, finder)
     elif not lists.listed:
-        _stop()
-
-
-def _stop() -> None:
-    if finder in sys.meta_path:
-        sys.meta_path.remove(finder)
+        cpython.remove_finder(finder)
