@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 PAUSE = 0.1
 #: How often it is tried.
 _ATTEMPTS = 100
-#: Seconds that an import waits for another thread that is deciding: that takes milliseconds, but may itself wait for an
-#: import, in the end for ours.
+#: Seconds that an import waits for another thread that decides or imports: that takes milliseconds, but on a busy
+#: machine somebody may not have his turn for long.
 _TURN = 5.0
 #: What "not now" is: another transition or import is under way, or we were called by a callback.
 _NOT_NOW = (errno.EBUSY, errno.EDEADLK)
@@ -154,15 +154,15 @@ def _bad(path: str, error: LivepatchError) -> None:
 def _decide_now() -> None:
     """What is not possible now is left to the agent's thread."""
     global _again
-    if not _decide():
+    if not _decide(until=originals.monotonic() + _TURN):
         _again = _ATTEMPTS
         _wake()
 
 
-def _decide(*, for_good: bool = False) -> bool:
+def _decide(*, until: float = 0.0, for_good: bool = False) -> bool:
     """Enable or skip what can be decided, in order; whether nothing has to wait for somebody.
 
-    With `for_good`, who would have to wait is skipped.
+    Other imports are waited for `until` then. With `for_good`, who would have to wait is skipped.
     """
     global _decider
     if _decider == originals.get_ident():
@@ -173,7 +173,7 @@ def _decide(*, for_good: bool = False) -> bool:
         _decider = originals.get_ident()
         for waiting in list(_waiting):
             try:
-                if _enable(waiting):
+                if _enable_when_imported(waiting, until):
                     _waiting.remove(waiting)
             except LivepatchError as error:
                 if error.errno in _NOT_NOW and not for_good:
@@ -186,6 +186,15 @@ def _decide(*, for_good: bool = False) -> bool:
     finally:
         _decider = 0
         _claim.release()
+
+
+def _enable_when_imported(waiting: _Installed, until: float) -> bool:
+    while True:
+        try:
+            return _enable(waiting)
+        except modules.BeingImported:
+            if originals.monotonic() > until:
+                raise
 
 
 def _enable(waiting: _Installed) -> bool:

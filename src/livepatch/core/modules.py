@@ -56,6 +56,10 @@ class RefusedModule(ImportError):
         self.errno = number
 
 
+class BeingImported(LivepatchError):
+    """EBUSY, for as long as another thread does not get on with its import of a module."""
+
+
 # -- coming --------------------------------------------------------------------------------------------------
 
 
@@ -488,7 +492,7 @@ def await_absent(patch: Patch) -> None:
         elif type(spec) is ModuleSpec and half_imported(module):
             spec.__class__ = _Watched
         elif type(spec) is not _Watched and (module is not None or cpython.importing(name)):
-            raise LivepatchError(errno.EBUSY, f"Module '{name}' is being imported just now; try again.")
+            raise BeingImported(errno.EBUSY, f"Module '{name}' is being imported just now; try again.")
 
 
 class Finder:
