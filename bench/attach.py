@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .command import archive, cost, livepatch, seconds
+from .command import archive, cost, environment, livepatch, seconds
 from .measure import Row
 
 #: What the target does when it has said that it is ready. `service.answer` is what the patch changes.
@@ -64,7 +64,8 @@ def attach(quick: bool) -> list[Row]:
 @contextmanager
 def _target(folder: Path, does: str, *prepared: str) -> Iterator[int]:
     program = f"import service; print('ready', flush=True)\n{does}"
-    with subprocess.Popen([*prepared, sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE) as process:
+    command = [*prepared, sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, env=environment()) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"

@@ -33,17 +33,22 @@ def livepatch(*arguments: object) -> list[str]:
 def _process(folder: Path, module: str, *prepared: str) -> Iterator[int]:
     """A Python that imports a module and waits; its pid."""
     command = [*prepared, sys.executable, "-c", _WAIT.format(module)]
-    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    pipe, env = subprocess.PIPE, environment()
+    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, env=env) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield process.pid
 
 
+def environment() -> dict[str, str]:
+    """One in which Python may keep what it has compiled, as it may for those who install livepatch."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+
+
 def seconds(command: list[str]) -> float:
-    """How long a command takes where Python may keep what it has compiled, as it may for those who install it."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    """How long a command takes where Python keeps what it has compiled."""
     begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment())
     return time.perf_counter() - begun
 
 

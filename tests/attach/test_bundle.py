@@ -220,10 +220,10 @@ import importlib.abc, os, signal, threading, time
 began = threading.Event()
 class Slow(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name == "zipfile" and not began.is_set():
+        if name == "linecache" and not began.is_set():
             began.set()
             time.sleep({seconds})
-sys.modules.pop("zipfile", None)
+sys.modules.pop("linecache", None)
 sys.meta_path.insert(0, Slow())
 say('ready')
 while not began.is_set(): time.sleep(0.001)
@@ -243,7 +243,7 @@ hear()
 
 def test_a_fork_meanwhile_does_not_inherit_import_locks():
     """Their owner does not exist in the child: whatever imports that module there waits for ever."""
-    with running(FORKS.format(seconds=0.5, does="import zipfile")) as target:
+    with running(FORKS.format(seconds=0.5, does="import linecache")) as target:
         attached(target)
         assert target.hear() == "7"
 
@@ -257,7 +257,7 @@ def test_a_script_that_is_run_twice_is_one_arrival(monkeypatch):
         assert target.hear() == "True"
 
 
-@pytest.mark.parametrize("does", ["import zipfile", "import livepatch.archive.fit"])
+@pytest.mark.parametrize("does", ["import linecache", "import livepatch.archive.fit"])
 def test_a_fork_waits_only_so_long_and_its_child_imports_anew(does):
     with running(FORKS.format(seconds=6, does=does)) as target:
         attached(target)

@@ -14,6 +14,7 @@ from livepatch.core import originals, registry
 
 from . import patchfile, startup
 from .thread import Agent
+from .turns import turns
 
 _agent = Agent()
 
@@ -58,6 +59,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _agent, _first_ends
     parents, _agent = _agent, Agent()
+    turns.start_over()
     parents.abandon()
     _agent.promise_again()
     patchfile.reading = False

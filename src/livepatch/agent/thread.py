@@ -38,6 +38,7 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from livepatch.core import lists, log, originals, registry
@@ -46,6 +47,7 @@ from livepatch.core.tasks import exempt_thread
 from livepatch.core.transition import exempt_threads
 
 from . import methods, patchfile, places, poll, rpc, server, startup
+from .turns import turns
 
 #: Seconds that a fork waits for the thread at most.
 _FORK_PATIENCE = 0.2
@@ -301,7 +303,9 @@ class Agent:
                     self._turn()
             except BaseException as error:  # a program that ends its threads does not mean this one
                 log.error(f"the agent failed with {type(error).__name__}: {error}")
+                turns.rest()
                 originals.sleep(1.0)
+        turns.rest()
         # The next thread may get the same ident, and is somebody else's.
         exempt_threads.discard(ident)
         if named:
@@ -327,6 +331,9 @@ class Agent:
             due = _CARE
         if self.left_alone:
             due = min(_LONELY, due if due is not None else _LONELY)
+        rest = turns.rests_in()
+        if rest is not None:
+            due = min(rest, due if due is not None else rest)
         return due
 
     def _turn(self) -> None:
@@ -335,6 +342,7 @@ class Agent:
         if not self._ours():
             self._start_over()
             return
+        self._take_turns(calls)
         for call in calls:
             call()
         due = registry.next_round()
@@ -348,10 +356,19 @@ class Agent:
             self._care_for(self.server)
             self._publish(self.server)
 
+    def _take_turns(self, calls: Sequence[Callable[[], object]]) -> None:
+        """See to it that clients are served soon where others compute, see `turns.py`."""
+        assert self._bell is not None
+        if any(call != self._bell.silence for call in calls):
+            turns.serve()
+        elif turns.rests_in() == 0:
+            turns.rest()
+
     def _care_for(self, running: server.Server) -> None:
         """Whoever cleans up /tmp may take our socket away, and nobody else could tell us."""
         if self._cared + _LEISURE <= originals.monotonic():
             self._cared = originals.monotonic()
+            turns.mend()
             if not running.is_reachable():
                 with suppress(LivepatchError), self._serving:
                     self._listen_anew(running)

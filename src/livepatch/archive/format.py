@@ -16,17 +16,22 @@ from the file on trust: it is all in memory, limited in size, and every member m
 
 from __future__ import annotations
 
+import binascii
 import errno
 import io
 import json
 import posixpath
 import stat
-import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+import struct
+from collections.abc import Mapping, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from livepatch.core.model import LivepatchError
+
+from .record import Record
+
+if TYPE_CHECKING:
+    import zipfile
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -36,11 +41,15 @@ SIZE_LIMIT = 64 * 1024 * 1024  # bytes of all members together, unpacked
 FILE_LIMIT = 64 * 1024 * 1024  # bytes of the file
 MEMBER_LIMIT = 10_000
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can express
+#: The records of a zip: of a member in front of its content and in the list at the end, and of that list.
+_LOCAL, _LISTED, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
+_MADE_BY = 3 << 8 | 20  # Unix, and the first version of zip that can do what we need
+_EPOCH = 1 << 5 | 1  # 1980-01-01, the earliest day that a zip can express
+_MODE = 0o644 << 16
+_UTF8 = 0x800  # says so of a member's name
 
 
-@dataclass(frozen=True)
-class FunctionEntry:
+class FunctionEntry(Record):
     """A function whose code the patch replaces.
 
     `sympos` and `new_sympos` are positions among the definitions of that name in the old and the new source,
@@ -63,8 +72,7 @@ class FunctionEntry:
     immediate: bool = False
 
 
-@dataclass(frozen=True)
-class AddedEntry:
+class AddedEntry(Record):
     """A statement of the new source that is run before the transition: `kind` is function, method, class,
     import, name or attribute; `name` is what it binds, `C.name` in a class.
 
@@ -77,8 +85,7 @@ class AddedEntry:
     origin: str = ""
 
 
-@dataclass(frozen=True)
-class RemovedEntry:
+class RemovedEntry(Record):
     """A member of a class that the new source lacks. It stays, so nothing inherited may lie beneath it."""
 
     name: str
@@ -91,8 +98,7 @@ BY_WORLD, AT_COMPLETION, MADE_LATE = "by world", "at completion", "made late"
 COPIED = "copied"
 
 
-@dataclass(frozen=True)
-class ConstantEntry:
+class ConstantEntry(Record):
     """A name that means another value when the patch is in force: of the module, `C.name` of a class of it, or, as
     `owner` says, `a.b.name` of whatever object `a.b` is.
 
@@ -110,8 +116,7 @@ class ConstantEntry:
     owner: str = ""
 
 
-@dataclass(frozen=True)
-class CacheEntry:
+class CacheEntry(Record):
     """What classes keep that was computed from an attribute on first use, and is to be computed again.
 
     `cls`, as `module:C`, is the class whose attribute changed; it and its subclasses may have the cache, under `name`.
@@ -123,8 +128,7 @@ class CacheEntry:
     line: int
 
 
-@dataclass(frozen=True)
-class DefaultEntry:
+class DefaultEntry(Record):
     """An attribute `C.name` that instances made by the old release lack; `defaults` says how they get it.
 
     One that is `hooked` has a function in the hooks.
@@ -135,8 +139,7 @@ class DefaultEntry:
     hooked: bool = False
 
 
-@dataclass(frozen=True)
-class MemberEntry:
+class MemberEntry(Record):
     """A member of a class, or a function of the module, that is exchanged as a whole; see `members`.
 
     It `becomes` "new", what the new source has; "valued", the same of a module where its name is among the values that
@@ -155,24 +158,21 @@ class MemberEntry:
     followers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class BasesEntry:
+class BasesEntry(Record):
     """A class that has other bases in the new source; see `bases`."""
 
     name: str
     line: int
 
 
-@dataclass(frozen=True)
-class EnumEntry:
+class EnumEntry(Record):
     """A new member `C.name` of an enumeration; see `enums`."""
 
     name: str
     line: int
 
 
-@dataclass(frozen=True)
-class BranchEntry:
+class BranchEntry(Record):
     """A name that is defined under conditions which changed, or in more or fewer places than before; see `branches`.
 
     `old_lines` and `lines`, side by side, are those of definitions that correspond, 0 where one has no counterpart;
@@ -187,8 +187,7 @@ class BranchEntry:
     around: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class ObjectEntry:
+class ObjectEntry(Record):
     """What the patch does to one module."""
 
     module: str
@@ -206,8 +205,7 @@ class ObjectEntry:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ModuleEntry:
+class ModuleEntry(Record):
     """A module that only the new release has, and the patch brings; see `arrivals`.
 
     `adopts` are functions, classes and values, as `module:name`, which have moved here and stay the objects they are.
@@ -220,8 +218,7 @@ class ModuleEntry:
     follows: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """What the patch is.
 
     `distributions` name the packages whose releases it was built from, each with the keys name, from and to. They
@@ -242,21 +239,25 @@ class Manifest:
     modules: tuple[ModuleEntry, ...] = ()
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(Record):
     """A patch archive in memory; `old` and `new` map a module's path to its source, as bytes; so are the hooks.
 
     Of modules that the patch brings there is no old source.
     """
 
     manifest: Manifest
-    old: Mapping[str, bytes] = field(repr=False)
-    new: Mapping[str, bytes] = field(repr=False)
-    hooks: bytes | None = field(default=None, repr=False)
+    old: Mapping[str, bytes]
+    new: Mapping[str, bytes]
+    hooks: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Archive(manifest={self.manifest!r})"
 
 
 def write(archive: Archive) -> bytes:
     """The archive as a file's content."""
+    from dataclasses import asdict  # nobody writes archives in a process that is patched
+
     document = {"format": FORMAT, **asdict(archive.manifest)}
     members = {MANIFEST: json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"}
     members |= {"old/" + path: source for path, source in archive.old.items()}
@@ -268,14 +269,15 @@ def write(archive: Archive) -> bytes:
 
 def pack(members: Mapping[str, bytes]) -> bytes:
     """The one way to write these members into a file."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for name in sorted(members):
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.create_system = 3
-            info.external_attr = 0o644 << 16
-            file.writestr(info, members[name])
-    return buffer.getvalue()
+    packed, listed = bytearray(), bytearray()
+    for name in sorted(members):
+        content, shown = members[name], name.encode()
+        size, checksum = len(content), binascii.crc32(content)
+        common = (20, 0 if name.isascii() else _UTF8, 0, 0, _EPOCH, checksum, size, size, len(shown), 0)
+        listed += _LISTED.pack(b"PK\1\2", _MADE_BY, *common, 0, 0, 0, _MODE, len(packed)) + shown
+        packed += _LOCAL.pack(b"PK\3\4", *common) + shown + content
+    end = _END.pack(b"PK\5\6", 0, 0, len(members), len(members), len(listed), len(packed), 0)
+    return bytes(packed + listed + end)
 
 
 def read(data: bytes) -> Archive:
@@ -311,6 +313,13 @@ def broken(why: str) -> LivepatchError:
 
 def unpack(data: bytes) -> dict[str, bytes]:
     """The members by name, the signature among them. Raises LivepatchError (ENOEXEC)."""
+    if len(data) <= SIZE_LIMIT and (members := _plain(data)) is not None:
+        _check_number(members)
+        for name in members:
+            _check_path(name, name)
+        return members
+    import zipfile  # for what others have packed; importing it costs more than all the rest of a load
+
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             infos = file.infolist()
@@ -325,9 +334,36 @@ def unpack(data: bytes) -> dict[str, bytes]:
         raise broken(f"it is damaged, or no zip at all ({error})") from None
 
 
+def _plain(data: bytes) -> dict[str, bytes] | None:
+    """The members of what `pack` has made, and None for everything else.
+
+    Nothing is taken on trust: it is what it seems to be if packing the members makes the very same bytes.
+    """
+    members, at = dict[str, bytes](), 0
+    try:
+        while data.startswith(b"PK\3\4", at):
+            *_, size, length, _ = _LOCAL.unpack_from(data, at)
+            begin = at + _LOCAL.size + length
+            name = data[at + _LOCAL.size : begin].decode()
+            at = begin + size
+            members[name] = data[begin:at]
+        return members if pack(members) == data else None
+    except (struct.error, ValueError):
+        return None
+
+
+def _check_number(members: Sized) -> None:
+    if len(members) > MEMBER_LIMIT:
+        raise broken(f"it has {len(members)} members, and {MEMBER_LIMIT} are allowed")
+
+
+def _check_path(name: str, written: str) -> None:
+    if not safe_path(name) or not name.isprintable() or name != written:
+        raise broken(f"it contains the path {written!r}")
+
+
 def _check_members(infos: list[zipfile.ZipInfo]) -> None:
-    if len(infos) > MEMBER_LIMIT:
-        raise broken(f"it has {len(infos)} members, and {MEMBER_LIMIT} are allowed")
+    _check_number(infos)
     # Reading a member stops at the size stated here, so the limit holds for a file that lies about it too.
     if sum(info.file_size for info in infos) > SIZE_LIMIT:
         raise broken(f"it unpacks to more than {SIZE_LIMIT >> 20} MiB")
@@ -337,8 +373,7 @@ def _check_members(infos: list[zipfile.ZipInfo]) -> None:
         if name in seen:
             raise broken(f"it contains {name!r} twice")
         seen.add(name)
-        if not safe_path(name) or not name.isprintable() or name != info.orig_filename:
-            raise broken(f"it contains the path {info.orig_filename!r}")
+        _check_path(name, info.orig_filename)
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
             raise broken(f"{name!r} in it is a link or another thing that is no file")
 
@@ -399,7 +434,7 @@ def check_name(name: str) -> None:
 def _object(item: Any) -> ObjectEntry:
     if not isinstance(item, dict):
         raise broken(f"its {MANIFEST} has an object that is no mapping")
-    parts: dict[str, type[Any]] = {
+    parts: dict[str, type[Record]] = {
         "functions": FunctionEntry,
         "added": AddedEntry,
         "removed": RemovedEntry,
@@ -411,7 +446,7 @@ def _object(item: Any) -> ObjectEntry:
         "enums": EnumEntry,
         "branches": BranchEntry,
     }
-    built = dict(item)
+    built: dict[str, Any] = dict(item)
     for key, cls in parts.items():
         built[key] = tuple(_build(cls, part) for part in _list(item.get(key, []), key))
     for function in built["functions"]:
@@ -427,7 +462,7 @@ def _list(value: Any, what: str) -> list[Any]:
     return value
 
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Record)
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -443,7 +478,7 @@ def _build(cls: type[_T], item: Any) -> _T:
     """One of the dataclasses above from its JSON form; every value must have the type declared there."""
     if not isinstance(item, dict):
         raise broken(f"its {MANIFEST} has something else where {cls.__name__} is expected")
-    declared = {entry.name: str(entry.type) for entry in fields(cls)}  # type: ignore[arg-type]
+    declared = cls.declared
     for key, value in item.items():
         if key not in declared:
             raise broken(f"its {MANIFEST} contains {key!r}, which this version of livepatch does not know")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import CellType, CodeType, ModuleType
 from typing import Any
 
@@ -23,6 +22,8 @@ from livepatch.archive.format import refusal
 from livepatch.core.codes import OPTIMIZED
 from livepatch.core.instances import live_class as live_class
 from livepatch.core.values import substitute
+
+from .record import Record
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -96,8 +97,7 @@ def _by_place(code: CodeType) -> dict[tuple[str, int], list[CodeType]]:
     return found
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(Record):
     """A statement, and the classes in which it stands, from the outside in.
 
     `conditional` if these are below an `if` or a `try`, so that the live module need not have them.

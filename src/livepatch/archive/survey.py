@@ -15,7 +15,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -93,10 +92,10 @@ def _module(archive: Archive, entry: ObjectEntry, name: str, live: ModuleType | 
 def _names(entry: ObjectEntry) -> dict[str, list[str]]:
     """What the patch does to the module besides exchanging functions: the names, by the field of the entry."""
     found = {}
-    for field in fields(entry):
-        value = getattr(entry, field.name)
-        if field.name != "functions" and isinstance(value, tuple):
-            found[field.name] = [part.name for part in value if hasattr(part, "name")]
+    for field in entry.declared:
+        value = getattr(entry, field)
+        if field != "functions" and isinstance(value, tuple):
+            found[field] = [part.name for part in value if hasattr(part, "name")]
     return {key: names for key, names in found.items() if names}
 
 

@@ -119,6 +119,7 @@ class Turns:
     """The switch interval while we arrive. Somebody else who changes it meanwhile keeps what they want."""
 
     def __init__(self) -> None:
+        self._agents: Any = None
         self._before = sys.getswitchinterval()
         self._set(_SWITCH_INTERVAL)
 
@@ -137,7 +138,18 @@ class Turns:
         sys.setswitchinterval(seconds)
         self._ours = sys.getswitchinterval()  # it is rounded
 
+    def hand_over(self, agents: "Any") -> None:
+        """From now on the agent sees to it: a client may come before all is imported."""
+        agents.take_over(self._before, self._ours)
+        self._agents = agents
+
     def end(self) -> None:
+        if self._agents is not None:
+            self._agents.leave()
+        else:
+            self.restore()
+
+    def restore(self) -> None:
         if sys.getswitchinterval() == self._ours:
             sys.setswitchinterval(self._before)
 
@@ -162,7 +174,7 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any",
         if arriving and threads.get_ident() != this_thread:
             arriving.clear()
             _disinherit(this_thread)
-            turns.end()
+            turns.restore()
             if not finder.brought("livepatch"):  # else an agent of this child may still import the rest
                 give_up()
 
@@ -191,6 +203,12 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any",
                 _know_main_thread(main_thread, threads)
             import livepatch
 
+            try:
+                from livepatch.agent.turns import turns as agents
+
+                turns.hand_over(agents)
+            except ImportError:
+                pass  # the program has an older livepatch of its own, which leaves the interval alone
             livepatch.start_agent(installed=False)
         except BaseException:
             give_up()

@@ -39,6 +39,7 @@ local: type[Any] = _thread._local
 read, write = posix.read, posix.write
 
 monotonic: Callable[[], float] = _time.monotonic
+process_time: Callable[[], float] = _time.process_time
 sleep: Callable[[float], None] = _time.sleep
 
 
