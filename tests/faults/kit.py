@@ -179,13 +179,14 @@ def _count(at: int, happens: Callable[[], object], file: Path) -> None:
             super().connect(address)
             step()
 
-        def sendall(self, data):
+        def send(self, data):
             step()
             half = len(data) // 2
             super().sendall(data[:half])
             step()
             super().sendall(data[half:])
             step()
+            return len(data)
 
         def recv(self, size):
             data = super().recv(size)
