@@ -94,6 +94,26 @@ def test_every_command_says_so(target, command, monkeypatch, capsys, tmp_path):
         assert client.call("list") == [], "what could not be told was not left in its socket"
 
 
+def test_a_load_that_was_asked_for_is_not_said_to_be_refused(target, monkeypatch, capsys, tmp_path):
+    """It stands in the socket, and is done when the process goes on."""
+    file = tmp_path / "fix.py"
+    file.write_text("import livepatch as lp\n__livepatch__ = lp.Patch('', [])\n")
+    ask = clients.Client.ask
+
+    def stopped_before(self, method, **options):
+        if method == "load":
+            stop(target)
+        return ask(self, method, **options)
+
+    monkeypatch.setattr(clients.Client, "ask", stopped_before)
+    assert run(["load", str(file), "--pid", str(target.pid)]) == 3
+    later = f"`livepatch status --pid {target.pid}` tells later what became of 'load'."
+    assert capsys.readouterr() == ("", f"livepatch: {sentence_of(target.pid)} {later}\n")
+    go_on(target)
+    with Client(target.pid) as client:
+        eventually(lambda: client.call("dmesg"))
+
+
 def test_who_is_let_go_again_and_again_is_not_stopped(target, monkeypatch):
     """As by programs that limit a process's share of the processor: it is stopped at both looks."""
 

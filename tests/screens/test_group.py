@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from tests.agent.targets import Target
+from tests.agent.targets import Target, eventually
 from tests.cli.conftest import SERVICE
 from tests.observe.conftest import record, records
 from tests.screens.test_top import on_screen, state
@@ -150,7 +150,7 @@ def test_if_one_refuses_all_go_back(lp, services, patch):
         assert any(said.startswith(f"Process {targets[1].pid}: ") for said in screen.said)
 
     on_screen(scenario, *(target.pid for target in targets))
-    assert state(targets[0].pid) == {"one": (True, False)}
+    eventually(lambda: state(targets[0].pid) == {"one": (True, False)})
     assert state(targets[1].pid) == {"one": (True, False), "two": (True, True)}
 
 
@@ -171,9 +171,10 @@ def test_force_and_reverse(lp, services, patch, key, after):
             assert question == f"Reverse the transition of 'fix' in {both}, so that it is disabled in the end?"
         await screen.press("y")
         await screen.until(lambda: [state(target.pid) for target in targets] == [{"fix": after}] * 2)
-        await screen.until(lambda: screen.app.view.changing is None)
+        await screen.until(lambda: any(said.startswith("2 processes (") for said in screen.said))
+        await screen.until(lambda: not any(view.changing for view in screen.app._views.values()))
         await screen.press(key)
-        assert screen.said[-1] == "No transition runs in the marked processes."
+        await screen.until(lambda: "No transition runs in the marked processes." in screen.said)
 
     on_screen(scenario, *(target.pid for target in targets))
 
