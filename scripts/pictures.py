@@ -4,7 +4,8 @@ usage: ./run pictures [NAME...]
 
 A small shop runs in two processes, with a patch that one of its threads holds up for ever. The commands run on a
 terminal of their own, which is emulated, so that a bar is seen as it stands and not as the strokes that drew it; `top`
-gives its own picture. `demo` needs the package index; it is made when it is named, not otherwise.
+gives its own picture. `demo` needs the package index; it is made when it is named, not otherwise. `report` is a page,
+and needs Chromium or Chrome to be looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -111,7 +113,8 @@ __livepatch__ = lp.Patch("", [lp.Object(None, funcs)], version="1.2", descriptio
 
 
 def main(names: list[str]) -> None:
-    known = {function.__name__: function for function in (ps, check, load, loads, status, tasks, stall, force, top)}
+    functions = (ps, check, load, loads, status, tasks, stall, force, top, report)
+    known = {function.__name__: function for function in functions}
     unknown = set(names) - {*known, "demo"}
     if unknown:
         sys.exit(f"There is no picture {', '.join(sorted(unknown))}; choose from {', '.join([*known, 'demo'])}.")
@@ -122,7 +125,7 @@ def main(names: list[str]) -> None:
             continue
         with tempfile.TemporaryDirectory(prefix="shop-") as folder, shops(Path(folder)) as pids:
             known[name](pids)
-        print(f"made docs/pictures/{name}.svg")
+        print(f"made docs/pictures/{name}")
 
 
 # -- the pictures ----------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ def force(pids: list[int]) -> None:
 
 
 def top(pids: list[int]) -> None:
-    """Two pictures: the screen, and what it asks before it forces."""
+    """Three pictures: the screen, what it asks before it forces, and what before it acts on all that are marked."""
     from livepatch.fleet.selection import Selection
     from livepatch.screens.host import Host
     from livepatch.screens.top import Top
@@ -200,10 +203,36 @@ def top(pids: list[int]) -> None:
                 await pilot.press("f")
                 await pilot.pause(1.0)
                 save("top-force", app.export_screenshot(title="livepatch top"))
+                await pilot.press("n", "home", "space", "space", "home", "tab", "up")
+                await pilot.pause(1.0)
+                await pilot.press("d")
+                await pilot.pause(1.0)
+                save("top-marked", app.export_screenshot(title="livepatch top"))
         finally:
             host.close()
 
     asyncio.run(show())
+
+
+def report(pids: list[int]) -> None:
+    """The page about a load of two processes that had to be taken back, in a browser that fetches nothing."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        print("no browser is there, so docs/pictures/report.png stays as it is")
+        return
+    both = [word for pid in pids for word in ("--pid", pid)]
+    livepatch("load", "invoices.py", *both, "--timeout", "3", "--report", "report.html")
+    page = Path("report.html").resolve()
+    size, target = "--window-size=1100,1250", PICTURES / "report.png"
+    quiet = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={page.parent}/browser",
+    ]
+    command = [browser, *quiet, size, f"--screenshot={target}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
 
 
 def demo() -> None:

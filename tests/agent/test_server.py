@@ -178,3 +178,21 @@ def test_a_second_server_takes_the_path_over(running, polled, tmp_path):
         assert client.recv(100) == b'"again"\n'
     for sock in again.sockets():
         sock.close()
+
+
+def test_who_waits_for_an_answer_that_was_lost_is_told(running, connect, polled):
+    """A program that ends its threads may do so between the question and the answer; others are not concerned."""
+    asks, waits = connect(), connect()
+
+    def ended(line, client):
+        raise SystemExit
+
+    answer, running.answer = running.answer, ended
+    asks.sendall(b"something\n")
+    with pytest.raises(SystemExit):
+        turn(polled)
+    running.answer = answer
+    assert gone(asks)
+    waits.sendall(b"else\n")
+    turn(polled)
+    assert waits.recv(100) == b"else\n"

@@ -5,6 +5,7 @@ and after each thing that it does with the socket. `Faulty` carries a command ou
 these; a test goes through all.
 """
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.agent.targets import PATIENCE, Target, eventually
 
@@ -147,6 +148,10 @@ class Faulty:
         assert "Internal error" not in done.err, done.err
         return done
 
+    def json(self, *arguments: object) -> Any:
+        """What a command tells a program."""
+        return json.loads(self(*arguments, "--json").out)
+
 
 def wait(child: int) -> int:
     """The exit status of a child, or minus the signal that ended it; fails if it does not end."""
@@ -179,13 +184,14 @@ def _count(at: int, happens: Callable[[], object], file: Path) -> None:
             super().connect(address)
             step()
 
-        def sendall(self, data):
+        def send(self, data):
             step()
             half = len(data) // 2
             super().sendall(data[:half])
             step()
             super().sendall(data[half:])
             step()
+            return len(data)
 
         def recv(self, size):
             data = super().recv(size)
@@ -198,8 +204,8 @@ def _count(at: int, happens: Callable[[], object], file: Path) -> None:
 class Service(Target):
     """The process to which it is done."""
 
-    def __init__(self, folder: Path, script: str = SERVICE) -> None:
-        super().__init__(script)
+    def __init__(self, folder: Path, script: str = SERVICE, arguments: tuple[str, ...] = ()) -> None:
+        super().__init__(script, arguments=arguments)
         assert self.hear() == "ready"
         self.patch = folder / "fix.py"
         self.patch.write_text(PATCH)

@@ -18,13 +18,14 @@ from livepatch.attach.client import Client, listens
 from livepatch.attach.processes import examine
 
 COMMANDS = {
-    "load": ["load", "PATCH", "--timeout", "2"],
-    "disable": ["disable", "fix", "--timeout", "2"],
+    "load": ["load", "PATCH"],
+    "disable": ["disable", "fix"],
 }
 
 
-def words(service, command):
-    return [str(service.patch) if word == "PATCH" else word for word in COMMANDS[command]] + ["--pid", service.pid]
+def words(service, command, timeout):
+    known = [str(service.patch) if word == "PATCH" else word for word in COMMANDS[command]]
+    return [*known, "--pid", service.pid, "--timeout", timeout]
 
 
 def begin(service, lp, command):
@@ -39,15 +40,15 @@ def begin(service, lp, command):
         assert lp("load", service.patch, "--pid", service.pid).status == 0
 
 
-def each_step(service, lp, command, happens, after):
+def each_step(service, lp, command, happens, after, timeout=2):
     """Let it happen at every step of a command; `after` looks at what it led to, and returns who is next."""
     begin(service, lp, command)
-    count = lp(*words(service, command)).steps
+    count = lp(*words(service, command, timeout)).steps
     assert count >= 10
     for at in range(1, count + 1):
         begin(service, lp, command)
         pid = service.pid
-        done = lp(*words(service, command), at=at, happens=lambda pid=pid: happens(pid))
+        done = lp(*words(service, command, timeout), at=at, happens=lambda pid=pid: happens(pid))
         if done.steps < at:  # it was through sooner this time
             break
         service = after(service, done) or service
@@ -192,7 +193,7 @@ def test_it_is_stopped(service, lp, command):
         os.kill(pid, signal.SIGSTOP)
         eventually(lambda: " (stopped)" in Path(f"/proc/{pid}/status").read_text())
 
-    each_step(service, lp, command, happens, after)
+    each_step(service, lp, command, happens, after, timeout=0.2)
 
 
 @pytest.mark.slow

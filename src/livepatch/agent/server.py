@@ -167,14 +167,22 @@ class Server:
         """The client sent something, or can take more of what it is owed."""
         if connection not in self.connections:  # dropped since poll reported it
             return
-        self.connections.remove(connection)
-        self.connections.append(connection)
-        if connection.outbox:
-            connection.flush()
-            if connection.sock.fileno() >= 0:
-                connection.answer_lines()
-        else:
-            connection.receive()
+        try:
+            self.connections.remove(connection)
+            self.connections.append(connection)
+            if connection.outbox:
+                connection.flush()
+                if connection.sock.fileno() >= 0:
+                    connection.answer_lines()
+            else:
+                connection.receive()
+        except BaseException:
+            # Out of nowhere, as when a program ends its threads: what was asked may be lost, and who waits for an
+            # answer is told by the end of the connection that none will come.
+            if connection not in self.connections:
+                self.connections.append(connection)
+            self.drop(connection)
+            raise
 
     def listen_to(self, connection: Connection) -> None:
         """Wait for the client to read while it is owed something, else for its next request."""

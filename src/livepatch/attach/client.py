@@ -25,12 +25,15 @@ from livepatch.agent import PROTOCOL
 from livepatch.archive import policy
 from livepatch.core.model import LivepatchError
 
-from . import replies
+from . import replies, stops
 from .processes import NoAccess, Process, alive, require_python
 
 #: Seconds that an agent may take to answer. Its thread needs the interpreter, which C code can keep to
 #: itself for a while.
 ANSWER_TIMEOUT = 15.0
+#: Seconds of waiting after which it is looked whether the process is stopped, so that waiting is in vain; and if it was
+#: at the last look.
+_LOOK, _LOOK_AGAIN = 1.0, 0.1
 #: A load compiles, imports and runs callbacks.
 LOAD_TIMEOUT = 120.0
 #: The agent takes no longer requests.
@@ -83,18 +86,18 @@ class Client:
     """A connection to the agent of one process, ready to be called.
 
     Raises NoAccess if there is no such Python process or it is not ours, NotPrepared if no agent listens
-    in it, and LivepatchError if the agent cannot be used.
+    in it, and LivepatchError if the agent cannot be used; ETIMEDOUT at once if the process is stopped.
     """
 
+    #: What it said of itself.
+    hello: dict[str, Any]
+
     def __init__(self, pid: int, *, timeout: float = ANSWER_TIMEOUT) -> None:
-        self.pid = pid
-        self.process = require_python(pid)
-        self._inbox = bytearray()
-        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_LIMIT)
-        self._number = 0
-        self._sock = _connect(self.process)
+        self._open(pid)
         try:
-            self.hello: dict[str, Any] = self.call("hello", timeout=timeout)
+            if stopped := stops.sentence(pid):
+                raise LivepatchError(errno.ETIMEDOUT, stopped)
+            self.hello = self.call("hello", timeout=timeout)
             if self.hello.get("protocol") != PROTOCOL:
                 raise LivepatchError(
                     errno.EPROTO,
@@ -104,6 +107,23 @@ class Client:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def unheard(cls, pid: int) -> Self:
+        """A connection to an agent that does not answer: what it is told is done when the process goes on."""
+        client = cls.__new__(cls)
+        client._open(pid)
+        client.hello = {}
+        return client
+
+    def _open(self, pid: int) -> None:
+        self.pid = pid
+        self.process = require_python(pid)
+        self._inbox = bytearray()
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_LIMIT)
+        self._number = 0
+        self._look = _LOOK
+        self._sock = _connect(self.process)
 
     def __enter__(self) -> Self:
         return self
@@ -132,30 +152,38 @@ class Client:
         self._number += 1
         request = {"jsonrpc": "2.0", "id": self._number, "method": method, "params": params}
         question = Question(self._number, method)
+        data = memoryview(json.dumps(request).encode() + b"\n")
+        deadline = time.monotonic() + timeout
         try:
-            self._sock.settimeout(timeout)
-            self._sock.sendall(json.dumps(request).encode() + b"\n")
-        except TimeoutError:
+            while data:  # a large one does not fit into the socket at once
+                try:
+                    self._sock.settimeout(max(0.001, min(self._look, deadline - time.monotonic())))
+                    data = data[self._sock.send(data) :]
+                except TimeoutError:
+                    self._give_up(method, timeout, deadline)
+        except LivepatchError:
             self.close()  # the other end has half of a line, and must take nothing else for the rest of it
-            raise self._silent(method, timeout) from None
+            raise
         except OSError:
             raise self._lost(method) from None
         return question
 
     def answer(self, question: Question, *, timeout: float = ANSWER_TIMEOUT) -> Any:
-        """The answer to what was asked. LivepatchError(ETIMEDOUT) if it does not come in time: it may be waited for
-        again, or something else be asked, and then what comes late is passed over.
+        """The answer to what was asked. LivepatchError(ETIMEDOUT) if it does not come in time, or the process is
+        stopped: it may be waited for again, or something else be asked, and then what comes late is passed over.
         """
         deadline = time.monotonic() + timeout
         try:
             while True:
-                message = self._receive(deadline)
+                try:
+                    message = self._receive(min(deadline, time.monotonic() + self._look))
+                except TimeoutError:
+                    self._give_up(question.method, timeout, deadline)
+                    continue
                 if message.get("id") == question.number:
                     break
                 if replies.is_event(message):
                     self._events.append(message)
-        except TimeoutError:
-            raise self._silent(question.method, timeout) from None
         except ConnectionError:
             raise self._lost(question.method) from None
         if "result" in message:
@@ -209,12 +237,16 @@ class Client:
         shown: dict[str, Any] = replies.visible(message)
         return shown
 
-    def _silent(self, method: str, timeout: float) -> LivepatchError:
-        return LivepatchError(
-            errno.ETIMEDOUT,
-            f"Process {self.pid} did not answer '{method}' within {timeout:g} s; it may be stopped or busy"
-            f" in C code. `livepatch status --pid {self.pid}` tells later what became of it.",
-        )
+    def _give_up(self, method: str, timeout: float, deadline: float) -> None:
+        """After a wait in vain: raise if there is no more time, or no sense in it."""
+        later = f"`livepatch status --pid {self.pid}` tells later what became of '{method}'."
+        if stopped := stops.sentence(self.pid):
+            self._look = _LOOK_AGAIN
+            raise LivepatchError(errno.ETIMEDOUT, f"{stopped} {later}")
+        self._look = _LOOK
+        if time.monotonic() >= deadline:
+            sentence = f"Process {self.pid} did not answer '{method}' within {timeout:g} s; it may be busy in C code."
+            raise LivepatchError(errno.ETIMEDOUT, f"{sentence} {later}")
 
     def _garbage(self) -> LivepatchError:
         return LivepatchError(
@@ -279,7 +311,8 @@ def _connect(process: Process) -> socket.socket:
             sock.close()
             raise LivepatchError(
                 errno.ETIMEDOUT,
-                f"The agent of process {process.pid} accepts no connection; the process may be stopped.",
+                stops.sentence(process.pid)
+                or f"The agent of process {process.pid} accepts no connection; it may be busy in C code.",
             ) from None
         except OSError:
             pass

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from . import mark, seccomp
 from .processes import NoAccess, Process, closed, status
+from .stops import tracer
 
 AUTO, REMOTE_EXEC, PENDING_CALL = METHODS = ("auto", "remote_exec", "pending_call")
 
@@ -143,7 +144,7 @@ def _require_running(process: Process, fields: dict[str, str]) -> None:
         raise NoWay(
             errno.EAGAIN,
             "stopped",
-            f"Process {pid} is stopped by {_tracer(fields)}, which traces it; let it go on there and try again.",
+            f"Process {pid} is stopped by {tracer(fields)}, which traces it; let it go on there and try again.",
         )
 
 
@@ -179,7 +180,7 @@ def _require_pending_call(process: Process, fields: dict[str, str]) -> None:
         raise refuse(
             errno.EBUSY,
             "traced",
-            f"is traced by {_tracer(fields)}, and the kernel allows only one tracer: end that and try again",
+            f"is traced by {tracer(fields)}, and the kernel allows only one tracer: end that and try again",
         )
 
 
@@ -213,14 +214,6 @@ def _yama_scope() -> int:
 def _may_trace() -> bool:
     """Whether this process has CAP_SYS_PTRACE."""
     return bool(int(status(os.getpid())["CapEff"], 16) >> _CAP_SYS_PTRACE & 1)
-
-
-def _tracer(fields: dict[str, str]) -> str:
-    pid = int(fields["TracerPid"])
-    try:
-        return f"process {pid} ({status(pid)['Name']})"
-    except NoAccess:  # one of another pid namespace, or it has just ended
-        return "another process"
 
 
 def _is_ours(fields: dict[str, str]) -> bool:

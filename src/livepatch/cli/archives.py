@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from livepatch.core.model import LivepatchError
 
 from . import candidates
 from .common import DONE, REFUSED, json_option, output
+from .files import replace_files
 
 if TYPE_CHECKING:
     from livepatch.build import Build, Change
@@ -143,7 +143,7 @@ def build_command(
         files[report_file] = page(build, name, str(file)).encode()
     if skeleton_file is not None and asked:
         files[skeleton_file] = asked.encode()
-    _write(files)
+    replace_files(files)
     if report_file is not None:
         output.say(f"The report is in {report_file}.")
     if skeleton_file is not None:
@@ -233,20 +233,6 @@ def _text(file: Any) -> str:
     except UnicodeDecodeError:
         raise LivepatchError(errno.EINVAL, f"{file.name} is not a text file, so it is no diff.") from None
     return text
-
-
-def _write(files: dict[Path, bytes]) -> None:
-    """All of them or nothing; a device is written to as it is."""
-    parts = {file: file.with_name(file.name + ".part") for file in files if file.is_file() or not file.exists()}
-    try:
-        for file, content in files.items():
-            parts.get(file, file).write_bytes(content)
-        for file, part in parts.items():
-            os.replace(part, file)
-    except BaseException:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-        raise
 
 
 def _count(number: int, noun: str) -> str:

@@ -54,7 +54,11 @@ def install_command(file: Path, user: bool | None, downgrade: bool) -> int:
     """
     data = file.read_bytes()
     manifest = format.read(data).manifest
-    policy.require(data, file.name)
+    try:
+        policy.require(data, file.name)
+    except LivepatchError as error:
+        trail.refused("install", error, patch=trail.archive_of(data, str(file)))
+        raise
     with _folder(user, make=True) as folder:
         known = _known(folder)
         before = known.get(manifest.name)

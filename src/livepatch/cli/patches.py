@@ -14,6 +14,7 @@ from livepatch.core.model import LivepatchError
 from livepatch.fleet.members import Member, Outcome
 from livepatch.fleet.selection import Selection
 from livepatch.fleet.transaction import Operation, Transaction
+from livepatch.observe import trail
 from livepatch.screens.words import state_of
 
 from . import candidates
@@ -64,7 +65,7 @@ def load_command(file: Path, selection: Selection, timeout: float, on_stall: str
     that are born meanwhile, too.
     """
     confirm = _confirmation(on_stall, yes)
-    operation = Operation("load", True, params=as_params(file))
+    operation = Operation("load", True, params=_let_out(file, selection))
     with Transaction(selection, operation, connect) as transaction:
         observe(transaction)
         transaction.gather()
@@ -82,6 +83,17 @@ def load_command(file: Path, selection: Selection, timeout: float, on_stall: str
         _say_unpatched_parents(transaction)
         output.result(settling.document())
     return status
+
+
+def _let_out(file: Path, selection: Selection) -> dict[str, Any]:
+    """The file for the processes. That strict mode keeps it from all of them is recorded, too."""
+    try:
+        return as_params(file)
+    except LivepatchError as error:
+        if error.errno == errno.EKEYREJECTED:
+            targets = [trail.process_of(found.process, found.started) for found in selection.find()]
+            trail.refused("load", error, patch=trail.archive_of(file.read_bytes(), str(file)), targets=targets)
+        raise
 
 
 def _confirmation(on_stall: str, yes: bool) -> Confirm:

@@ -192,7 +192,11 @@ class Settling:
         if transaction.alone:
             (member,) = refused
             assert member.error is not None
-            raise member.error
+            if not member.silent:
+                raise member.error
+            output.warn(str(member.error))  # it has been asked, and will do it when it goes on
+            self.stalled, member.outcome = "left", Outcome.LEFT
+            return
         self._failed = True
         for member in refused:
             output.warn(f"process {member.pid}: {member.error}")

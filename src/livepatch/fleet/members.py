@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from livepatch.attach import prepare
+from livepatch.attach import prepare, stops
 from livepatch.attach.client import Client, NotPrepared, listens
 from livepatch.attach.processes import NoAccess, alive, examine
 from livepatch.core.model import LivepatchError
@@ -27,8 +25,6 @@ State = dict[str, Any]
 #: Seconds in which a process that was just started may get its agent, if it is to get one by itself: importing it takes
 #: a while where all are busy.
 CHILDHOOD = 5.0
-#: Seconds that a stopped process is waited for; it answers when it goes on, which may be never.
-_STOPPED = 1.0
 
 
 class Outcome(Enum):
@@ -122,8 +118,8 @@ class Member:
 
         Raises what `connect` raises, and at once if it is stopped.
         """
-        if _is_stopped(self.pid):
-            raise _stopped(self.pid)
+        if stopped := stops.sentence(self.pid):
+            raise LivepatchError(errno.ETIMEDOUT, stopped)
         while True:
             try:
                 self.client = Client(self.pid)
@@ -153,7 +149,12 @@ class Member:
         """Forget what was asked, whose answers may be half read."""
         self.close()
         try:
-            self.client = Client(self.pid)
+            try:
+                self.client = Client(self.pid)
+            except LivepatchError as error:
+                if error.errno != errno.ETIMEDOUT:
+                    raise
+                self.client, self.silent = Client.unheard(self.pid), True
         except LivepatchError as error:
             self.refuse(error)
 
@@ -173,34 +174,14 @@ def together(
             answers[member] = error
     deadline = time.monotonic() + timeout
     for member, question in questions.items():
-        begun = time.monotonic()
-        while True:
-            try:
-                left = deadline - time.monotonic()
-                answers[member] = member.connected.answer(question, timeout=max(0.01, min(left, _STOPPED / 4)))
-                member.silent = False
-            except LivepatchError as error:
-                now = time.monotonic()
-                stopped = now - begun > _STOPPED and _is_stopped(member.pid)
-                if error.errno == errno.ETIMEDOUT and now < deadline and not stopped:
-                    continue
-                answers[member] = _stopped(member.pid) if stopped else error
-                member.silent = error.errno == errno.ETIMEDOUT
-            break
+        try:
+            answers[member] = member.connected.answer(question, timeout=max(0.01, deadline - time.monotonic()))
+            member.silent = False
+        except LivepatchError as error:
+            answers[member] = error
+            member.silent = error.errno == errno.ETIMEDOUT
     for member, answer in answers.items():
         if isinstance(answer, NoAccess) or (isinstance(answer, LivepatchError) and not alive(member.pid)):
             member.error = answer
             member.end()
     return answers
-
-
-def _is_stopped(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    return False
-
-
-def _stopped(pid: int) -> LivepatchError:
-    return LivepatchError(
-        errno.ETIMEDOUT, f"Process {pid} is stopped and does not answer; `kill -CONT {pid}` lets it go on."
-    )

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from livepatch.attach import processes
 from livepatch.attach.client import Client, NotPrepared, Unreachable
 from livepatch.core.model import LivepatchError
 
@@ -102,8 +101,6 @@ def _escaped(value: str) -> str:
 def _ask(pid: int) -> Look:
     label = {"pid": str(pid)}
     try:
-        if processes.status(pid)["State"].startswith(("T", "t")):
-            raise LivepatchError(errno.ETIMEDOUT, f"Process {pid} is stopped and does not answer.")
         with Client(pid, timeout=PATIENCE) as client:
             samples = [*_of_process(client), *_of_patches(client), *_of_history(client)]
         up = [Sample("up", {}, 1), Sample("agent", {}, 1)]

@@ -1,6 +1,7 @@
 """What the audit record says of a command: an `intent` before the first change, an `outcome` at its end.
 
-A command that is killed leaves its intent. One that is refused before anything was to change leaves a `refused`.
+A command that is killed leaves its intent. One that is refused before anything was to change leaves a `refused`, also
+if strict mode lets the archive out to no process.
 
 If the record cannot be written, a warning says so and the command goes on: a full disk must not keep a fix out of a
 service that is under attack, or a bad one in it. In strict mode the change is refused, before it has begun; `disable`,
@@ -82,6 +83,11 @@ def recorded(operation: str, **fields: Any) -> Iterator[None]:
         note("outcome", number, {"operation": operation, **fields, "error": _sentence(error)}, must=False)
         raise
     note("outcome", number, {"operation": operation, **fields}, must=False)
+
+
+def refused(operation: str, error: LivepatchError, **fields: Any) -> None:
+    """Write that a command was refused before it had anything to do with a process."""
+    note("refused", os.urandom(8).hex(), {"operation": operation, **fields, "error": str(error)}, must=False)
 
 
 def note(phase: str, number: str, fields: dict[str, Any], *, must: bool) -> None:

@@ -17,6 +17,7 @@ from livepatch.attach.client import listens
 from livepatch.core.model import LivepatchError
 from livepatch.fleet.selection import Selection
 
+from . import group
 from .watch import ATTACHABLE, Order, View, Watch
 
 #: Seconds between two looks at all processes, at least; a look that took long is not repeated for ten times as long.
@@ -59,6 +60,16 @@ class Host:
             self._tell(f"Process {pid} has ended, so nothing was asked of it about '{order.name}'.", False)
         else:
             watch.give(order)
+
+    def give_all(self, order: Order, shown: group.Shown) -> None:
+        """The same in several processes, in all or in none."""
+        threading.Thread(
+            target=group.carry_out, args=(order, shown, self._tell), name="livepatch-top-group", daemon=True
+        ).start()
+
+    def descend(self, pid: int) -> set[int]:
+        """A process and all that descend from it."""
+        return {found.pid for found in Selection(trees=(pid,)).find()}
 
     def close(self) -> None:
         """Let all threads end."""

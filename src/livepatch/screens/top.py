@@ -24,6 +24,7 @@ from textual.widgets import DataTable, Footer, Log, Static
 
 from . import draw, words
 from .dialogs import Confirm
+from .group import Shown, named
 from .host import Host
 from .watch import SILENT, YES, Order, View
 
@@ -57,6 +58,9 @@ class Top(App[None]):
         Binding("r", "reverse", "Reverse"),
         Binding("f", "force", "Force"),
         Binding("u", "unload", "Unload"),
+        Binding("space", "mark", "Mark"),
+        Binding("t", "mark_tree", "Tree"),
+        Binding("escape", "unmark", "Unmark", show=False),
         Binding("a", "unprepared", "All Pythons"),
         Binding("q", "quit", "Quit"),
     ]
@@ -68,6 +72,7 @@ class Top(App[None]):
         self._views: dict[str, View] = {}
         self._cells: dict[str, tuple[str, ...]] = {}
         self._patches: dict[str, tuple[str, ...]] = {}
+        self._marked: set[int] = set()
         self._shown: View | None = None
         self._lines: tuple[str, ...] = ()
 
@@ -105,8 +110,9 @@ class Top(App[None]):
             self.notify(sentence, severity="information" if good else "warning", timeout=10, markup=False)
         views = self.host.views(unprepared=self.unprepared)
         self._views = {str(view.pid): view for view in views}
-        self.query_one("#summary", Static).update(_summary(views))
-        rows = {key: _row(view) for key, view in self._views.items()}
+        self._marked &= {view.pid for view in views}
+        self.query_one("#summary", Static).update(_summary(views, len(self._marked)))
+        rows = {key: _row(view, marked=view.pid in self._marked) for key, view in self._views.items()}
         table, first = self._table("#processes"), not self._cells
         _fill(table, self._cells, rows)
         self._cells = rows
@@ -175,7 +181,30 @@ class Top(App[None]):
         self.unprepared = not self.unprepared
         self.refresh_views()
 
+    def action_mark(self) -> None:
+        """Mark the process under the cursor, or mark it no more, and go on to the next."""
+        if self.view is not None:
+            self._marked ^= {self.view.pid}
+            table = self._table("#processes")
+            table.move_cursor(row=table.cursor_row + 1)
+            self.refresh_views()
+
+    def action_mark_tree(self) -> None:
+        """Mark the process under the cursor and all that descend from it, as far as they have an agent."""
+        if self.view is not None:
+            below = self.host.descend(self.view.pid)
+            self._marked |= {view.pid for view in self._views.values() if view.pid in below and view.agent == YES}
+            self.refresh_views()
+
+    def action_unmark(self) -> None:
+        """Mark nothing any more."""
+        self._marked.clear()
+        self.refresh_views()
+
     def action_disable(self) -> None:
+        if self._marked:
+            self._disable_all()
+            return
         view, patch = self._addressed(), self.patch
         if view is None:
             return
@@ -191,6 +220,9 @@ class Top(App[None]):
             self._confirm(view, order, "disable", None, f"Take '{name}' back in process {view.pid}?")
 
     def action_reverse(self) -> None:
+        if self._marked:
+            self._reverse_all()
+            return
         view = self._addressed()
         changing = view.changing if view else None
         if view is None:
@@ -205,6 +237,9 @@ class Top(App[None]):
         self._confirm(view, order, "reverse", None, question)
 
     def action_force(self) -> None:
+        if self._marked:
+            self._force_all()
+            return
         view = self._addressed()
         changing = view.changing if view else None
         if view is None:
@@ -219,6 +254,9 @@ class Top(App[None]):
         self._confirm(view, order, "force", about, words.consequence(name, enabled=enabled) + " Do it?")
 
     def action_unload(self) -> None:
+        if self._marked:
+            self._unload_all()
+            return
         view, patch = self._addressed(), self.patch
         if view is None:
             return
@@ -230,6 +268,95 @@ class Top(App[None]):
             name = patch["name"]
             order = Order("unload", name, False, False, f"'{name}' is unloaded.")
             self._confirm(view, order, "unload", None, f"Forget '{name}' in process {view.pid}?")
+
+    # -- the same in all that are marked -------------------------------------------------------------
+
+    def _disable_all(self) -> None:
+        views, patch = self._all_addressed(), self.patch
+        if views is None:
+            return
+        if patch is None:
+            self._say("Put the cursor on a process that has the patch that is to be disabled.")
+            return
+        name = patch["name"]
+        shown = {pid: state for pid, state in _states(views, name).items() if state[0]}
+        if not shown:
+            self._say(f"'{name}' is enabled in none of the marked processes.")
+            return
+        order = Order("write_enabled", name, True, False, f"'{name}' is being disabled.", "0")
+        self._confirm_all(shown, order, "disable", None, f"Take '{name}' back in {named(list(shown))}?")
+
+    def _reverse_all(self) -> None:
+        if (found := self._all_changing()) is None:
+            return
+        name, enabled, shown, _ = found
+        goes, stays = ("taken back", "disabled") if enabled else ("kept", "enabled")
+        order = Order("write_enabled", name, enabled, True, f"'{name}' is being {goes}.", "0" if enabled else "1")
+        where = named(list(shown))
+        question = f"Reverse the transition of '{name}' in {where}, so that it is {stays} in the end?"
+        self._confirm_all(shown, order, "reverse", None, question)
+
+    def _force_all(self) -> None:
+        if (found := self._all_changing()) is None:
+            return
+        name, enabled, shown, views = found
+        left = sum(view.changing["left"] for view in views if view.changing)
+        about = Text("\n".join(f"{_left(view)} are still in code that '{name}' changes." for view in views))
+        order = Order("force", name, enabled, True, f"the remaining tasks of '{name}' were forced.")
+        said = words.consequence(name, enabled=enabled, left=left, processes=len(views))
+        self._confirm_all(shown, order, "force", about, f"{said} Do it?")
+
+    def _unload_all(self) -> None:
+        views, patch = self._all_addressed(), self.patch
+        if views is None:
+            return
+        if patch is None:
+            self._say("Put the cursor on a process that has the patch that is to be forgotten.")
+            return
+        name = patch["name"]
+        shown = _states(views, name)
+        used = [pid for pid, state in shown.items() if any(state)]
+        if used or not shown:
+            self._say(f"'{name}' is in use in {named(used)}; d disables it." if used else f"Nobody has '{name}'.")
+            return
+        order = Order("unload", name, False, False, f"'{name}' is unloaded.")
+        self._confirm_all(shown, order, "unload", None, f"Forget '{name}' in {named(list(shown))}?")
+
+    def _all_addressed(self) -> list[View] | None:
+        """Those that are marked, if all of them can be told something; else it is said why not."""
+        views = [view for view in self._views.values() if view.pid in self._marked]
+        for view in views:
+            if view.agent != YES:
+                why = "does not answer" if view.agent == SILENT else "has no agent"
+                self._say(f"Process {view.pid} {why}, so nothing is done in the others either; space unmarks it.")
+                return None
+        return views
+
+    def _all_changing(self) -> tuple[str, bool, Shown, list[View]] | None:
+        """The patch in transition, in which direction, in which of the marked processes."""
+        views = self._all_addressed()
+        if views is None:
+            return None
+        changing = [view for view in views if view.changing]
+        goals = {(view.changing["name"], view.changing["enabled"]) for view in changing if view.changing}
+        if len(goals) == 1:
+            name, enabled = goals.pop()
+            return name, enabled, _states(changing, name), changing
+        self._say(
+            "The marked processes are in different transitions; mark those of one kind."
+            if goals
+            else "No transition runs in the marked processes."
+        )
+        return None
+
+    def _confirm_all(self, shown: Shown, order: Order, title: str, about: RenderableType | None, question: str) -> None:
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.host.give_all(order, shown)
+
+        self.push_screen(Confirm(title, about, question), answered)
+
+    # -- who is told, and who is asked first ---------------------------------------------------------
 
     def _addressed(self) -> View | None:
         """The process under the cursor, if it can be told something; else it is said why not."""
@@ -281,11 +408,27 @@ def _cell(word: str) -> Text:
     return Text(word, style=draw.style_of(word), no_wrap=True)
 
 
-def _row(view: View) -> tuple[str, ...]:
+def _states(views: list[View], name: str) -> dict[int, tuple[bool, bool]]:
+    """Of each process that has the patch, whether it is enabled there, and in transition."""
+    return {
+        view.pid: (patch["enabled"], patch["transition"])
+        for view in views
+        for patch in view.patches
+        if patch["name"] == name
+    }
+
+
+def _left(view: View) -> str:
+    changing = view.changing or {"left": 0, "total": 0}
+    return f"{changing['left']} of {changing['total']} tasks of process {view.pid}"
+
+
+def _row(view: View, *, marked: bool) -> tuple[str, ...]:
     states = ((patch["name"], words.state_of(patch)) for patch in view.patches)
     patches = ", ".join(name if state == "enabled" else f"{name} {state}" for name, state in states)
     left = str(view.changing["left"]) if view.changing else "-"
-    return str(view.pid), view.python, view.agent, patches or "-", left, view.command
+    pid = f"{view.pid} *" if marked else str(view.pid)
+    return pid, view.python, view.agent, patches or "-", left, view.command
 
 
 def _patch_row(patch: dict[str, Any]) -> tuple[str, ...]:
@@ -305,7 +448,7 @@ def _patch_row(patch: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _summary(views: list[View]) -> Text:
+def _summary(views: list[View], marked: int) -> Text:
     prepared = [view for view in views if view.answered is not None or view.agent in (YES, SILENT)]
     changing = sum(view.changing is not None for view in prepared)
     silent = sum(view.agent == SILENT for view in prepared)
@@ -313,6 +456,8 @@ def _summary(views: list[View]) -> Text:
     said = Text.assemble(("livepatch top ", "bold"), f"  {_count(len(prepared), 'process', 'processes')} with an agent")
     said.append(f"   {_count(enabled, 'patch', 'patches')} enabled")
     said.append(f"   {changing} in transition", style="bold yellow" if changing else "")
+    if marked:
+        said.append(f"   {marked} marked", style="bold")
     if silent:
         said.append(f"   {silent} without an answer", style="bold red")
     return said
