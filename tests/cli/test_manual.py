@@ -123,6 +123,7 @@ def test_a_wheel_has_it_where_man_looks_for_it(tmp_path, monkeypatch):
     app.write_text(app.read_text().replace("A patch takes effect", "A change takes effect"))
     subprocess.run([*build, "-t", "wheel"], cwd=source, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        assert "_livepatch_command.py" in wheel.namelist()  # where the command begins
         found = wheel.read(f"livepatch-{__version__}.data/data/share/man/man1/livepatch.1").decode()
     assert "A change takes effect" in found
     assert found == manual.roff().replace("A patch takes effect", "A change takes effect")
