@@ -1,4 +1,4 @@
-"""Other injectors, for comparison: they get an environment of their own, made when they are asked for.
+"""Other injectors, for comparison.
 
 Each is told to run one line that writes a file; what it says about itself does not count. They are used as their
 documentation says, from the command line.
@@ -10,16 +10,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.attach.victims import Running
 
-_ENVIRONMENT = Path(".cache") / "injectors"
+from .tools import environment
+
 #: hypno brings pyinjector, and opens a library in the target (dlopen); pyrasite has a debugger do everything.
 _PACKAGES = ("hypno", "pyrasite")
 
@@ -32,7 +31,7 @@ _REMOTE_EXEC = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
 def others(target: Sequence[str]) -> dict[str, Callable[[Running], str]]:
     """The ways that can be tried with this interpreter as the target."""
     found = {}
-    scripts = _environment()
+    scripts = str(environment("injectors", *_PACKAGES))
     if (hypno := shutil.which("hypno", path=scripts)) is not None:
         found["hypno (dlopen)"] = _way(lambda pid, file: [hypno, pid, file.read_text()])
     if (pyrasite := shutil.which("pyrasite", path=scripts)) is not None and shutil.which("gdb"):
@@ -40,18 +39,6 @@ def others(target: Sequence[str]) -> dict[str, Callable[[Running], str]]:
     if not subprocess.run([*target, "-c", "import sys; sys.remote_exec"], capture_output=True).returncode:
         found["sys.remote_exec"] = _way(lambda pid, file: [*target, "-c", _REMOTE_EXEC, pid, str(file)])
     return found
-
-
-def _environment() -> str:
-    """The folder of their scripts. One that cannot be installed is left out, and that is said."""
-    scripts = _ENVIRONMENT / "bin"
-    if not scripts.exists():
-        venv.create(_ENVIRONMENT, with_pip=True)
-        for package in _PACKAGES:
-            pip = [str(scripts / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check", package]
-            if subprocess.run(pip).returncode:
-                print(f"{package} could not be installed for this Python and is left out", file=sys.stderr)
-    return str(scripts.resolve())
 
 
 def _way(command: Callable[[str, Path], list[str]]) -> Callable[[Running], str]:

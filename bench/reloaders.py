@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import venv
-from pathlib import Path
 
 from .measure import Row
-
-_ENVIRONMENT = Path(".cache") / "reloaders"
+from .tools import environment
+from .torn import IN_THREADS
 
 #: The tool, what is installed for it, and how a program asks it to take in `shop`, whose file is new.
 _TOOLS = {
@@ -81,17 +79,6 @@ for thread in threads: thread.join()
 print(json.dumps([sum(calls), sum(torn), sum(stale)]))
 """
 
-_OLD = """
-def f(x):
-    v = "old"
-    return v, *g(x)
-def g(x):
-    for i in range(x % 9): pass
-    return "old", h()
-def h():
-    return "old"
-"""
-
 
 def compared(quick: bool) -> list[Row]:
     """A row for each tool."""
@@ -100,10 +87,10 @@ def compared(quick: bool) -> list[Row]:
 
 def _row(name: str, changes: int) -> Row:
     package, tool = _TOOLS[name]
-    python = _python(package) if package else sys.executable
-    file = _ENVIRONMENT.resolve() / "shop.py"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    command = [python, "-c", _PROGRAM.format(tool=tool), str(file), str(changes), _OLD]
+    programs = environment("reloaders", *filter(None, [package]))
+    python = programs / "python" if package else sys.executable
+    file = programs.parent / "shop.py"
+    command = [python, "-c", _PROGRAM.format(tool=tool), str(file), str(changes), IN_THREADS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
         return Row(f"{changes} changes by {name}", "-", done.stderr.strip().rpartition("\n")[2], None)
@@ -115,12 +102,3 @@ def _row(name: str, changes: int) -> Row:
         f"{torn:,} torn, {stale:,} not new afterwards, of {calls:,} calls",
         not torn and not stale if ours else None,
     )
-
-
-def _python(package: str) -> str:
-    python = _ENVIRONMENT / "bin" / "python"
-    if not python.exists():
-        venv.create(_ENVIRONMENT, with_pip=True)
-    if subprocess.run([python, "-c", f"import importlib.metadata as m; m.version({package!r})"], stderr=-3).returncode:
-        subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", package], check=True)
-    return str(python.absolute())

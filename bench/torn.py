@@ -22,7 +22,8 @@ from .measure import Row
 
 _THREADS, _TASKS, _BATCH = 4, 30, 200
 
-_IN_THREADS = """
+#: f calls g, and g calls h.
+IN_THREADS = """
 def f(x):
     v = "old"
     return v, *g(x)
@@ -154,7 +155,7 @@ def torn(quick: bool) -> list[Row]:
     """No call sees half of a patch."""
     wanted = 200_000 if quick else 10_000_000
     calls = torn_calls = changes = naive_torn = naive_calls = 0
-    for source, hammer, share in ((_IN_THREADS, hammer_threads, 0.7), (_IN_TASKS, hammer_tasks, 0.3)):
+    for source, hammer, share in ((IN_THREADS, hammer_threads, 0.7), (_IN_TASKS, hammer_tasks, 0.3)):
         done = _hammer(source, hammer, _patched(source), int(wanted * share))
         calls, torn_calls, changes = calls + done[0], torn_calls + done[1], changes + 2 * done[2]
         done = _hammer(source, hammer, _naive(source), wanted // 40)

@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 
 
 def _is_the_command() -> bool:
-    """Whether this process is `livepatch ...` or `python -m livepatch ...`."""
-    program: str = (getattr(sys, "argv", None) or [""])[0]
-    if program == "-m":  # it is just looking for what to run
-        _, _, arguments = " ".join(sys.orig_argv).partition(" -m ")
-        return f"{arguments} ".startswith("livepatch ")
-    return program.rpartition("/")[2] == "livepatch"
+    """Whether this process is `livepatch ...` or `python -m livepatch ...`, and no program that is only called so."""
+    arguments: list[str] = getattr(sys, "argv", None) or [""]
+    if arguments[0] == "-m":  # Python is just looking for the module that it is to run, whose name is before the rest
+        named = [*sys.orig_argv[-len(arguments) :], ""][0]
+        return (named.partition("m")[2] if named.startswith("-") else named) == "livepatch"
+    return "_livepatch_command" in sys.modules
 
 
 if not _is_the_command():

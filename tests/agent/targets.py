@@ -29,6 +29,25 @@ def hear():
     return sys.stdin.readline().strip()
 """
 
+#: How the script of a service ends that does what the test says. "ask": it says what its `answer()` is; "enter": a
+#: thread of it is in `slow()`, until "leave". Other words may follow.
+SERVES = """
+    leave, inside = threading.Event(), threading.Event()
+    def slow():
+        inside.set()
+        leave.wait()
+    say("ready")
+    while (word := hear()):
+        if word == "ask": say(answer())
+        if word == "enter":
+            inside.clear()
+            leave.clear()
+            threading.Thread(target=slow, name="worker", daemon=True).start()
+            inside.wait()
+            say("inside")
+        if word == "leave": leave.set()
+"""
+
 
 class Target:
     """A running script. It has `say(...)`, which the test reads with `hear`, and `hear()`, for what the test

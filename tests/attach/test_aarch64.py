@@ -17,7 +17,7 @@ from tests.agent.targets import eventually
 from tests.attach import a64
 from tests.attach.a64 import Program, Values, needs_assembler, needs_emulator
 
-from livepatch.attach import aarch64, seccomp
+from livepatch.attach import aarch64, processor, seccomp
 from livepatch.attach.injection import find
 from livepatch.attach.processor import Refusal
 from livepatch.attach.symbols import Maps, Memory
@@ -298,7 +298,8 @@ def test_code_is_not_found_between_instructions():
 
 @needs_assembler
 def test_the_code_is_the_one_that_is_shown(tmp_path):
-    addresses = a64.assemble(aarch64.__doc__.partition("these names:\n")[2], tmp_path)
+    words = processor.__doc__.partition("by these names:\n")[2]
+    addresses = a64.assemble(words + aarch64.__doc__.partition("names in `processor`:\n")[2], tmp_path)
     subprocess.run([a64.COPIER, "-O", "binary", "-j", ".text", "a64.o", "a64.bin"], cwd=tmp_path, check=True)
     assert (tmp_path / "a64.bin").read_bytes() == CPU.stub
     assert {name: addresses[name] for name in CPU.entries} == CPU.entries

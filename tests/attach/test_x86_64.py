@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from livepatch.attach import x86_64
+from livepatch.attach import processor, x86_64
 from livepatch.attach.injection import find
 from livepatch.attach.symbols import Maps, Memory
 from livepatch.attach.tracing import Thread, Why
@@ -196,8 +196,9 @@ def test_the_frame_is_where_functions_and_the_kernel_want_it(offset):
 
 
 def test_the_code_is_the_one_that_is_shown(tmp_path):
-    shown = x86_64.__doc__.partition("have these names:\n")[2]
-    (tmp_path / "stub.s").write_text(".intel_syntax noprefix\n" + shown)
+    words = processor.__doc__.partition("by these names:\n")[2]
+    shown = x86_64.__doc__.partition("names in `processor`:\n")[2]
+    (tmp_path / "stub.s").write_text(".intel_syntax noprefix\n" + words + shown)
     subprocess.run(["as", "-o", "stub.o", "stub.s"], cwd=tmp_path, check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", "stub.o", "stub.bin"], cwd=tmp_path, check=True)
     assert (tmp_path / "stub.bin").read_bytes() == CPU.stub

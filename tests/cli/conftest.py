@@ -5,31 +5,16 @@ import textwrap
 from typing import NamedTuple
 
 import pytest
-from tests.agent.targets import Target
+from tests.agent.targets import SERVES, Target
 
 from livepatch.cli.app import run
 
-#: A prepared service. What the test says decides what it does; a module `service` is there to be patched,
-#: too.
-SERVICE = """
+#: A prepared service.
+SERVICE = f"""
     import livepatch as lp
-    leave, inside = threading.Event(), threading.Event()
     def answer(): return "old"
-    def slow():
-        inside.set()
-        leave.wait()
     lp.start_agent()
-    say("ready")
-    while (word := hear()):
-        if word == "ask": say(answer())
-        if word == "enter":
-            inside.clear()
-            leave.clear()
-            threading.Thread(target=slow, name="worker", daemon=True).start()
-            inside.wait()
-            say("inside")
-        if word == "leave": leave.set()
-"""
+    {SERVES}"""
 
 
 class Done(NamedTuple):

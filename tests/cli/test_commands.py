@@ -1,5 +1,6 @@
 """Every command, as a person and as a program sees it."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -215,12 +216,48 @@ def test_what_a_command_does_not_need_is_not_imported(arguments, there, absent):
     assert not loaded & (HEAVY | absent)
 
 
-def test_a_program_has_it_all_from_the_start():
-    """It may fork before it uses any of it, and the child go on with patches and generators that the parent has."""
+@pytest.mark.parametrize(
+    "start", [["-c", "from _livepatch_command import main; main()"], ["-mlivepatch"], ["-Bsm", "livepatch"]]
+)
+def test_however_it_begins(start):
+    """As the installed command does, or as a module of Python, whose option can be written in more than one way."""
+    command = [sys.executable, "-X", "importtime", *start, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "livepatch.cli.app" in done.stderr
+    assert "livepatch.core.registry" not in done.stderr
+
+
+def test_a_program_has_it_all_from_the_start(tmp_path):
+    """It may fork before it uses any of it, and the child go on with patches and generators that the parent has.
+    What it is called, and with which arguments, does not matter.
+    """
     program = "import sys, livepatch; print('livepatch.core.fork' in sys.modules, 'start_agent' in vars(livepatch))"
+    (tmp_path / "other.py").write_text(program)
+    (tmp_path / "livepatch").write_text(program)  # not to be imported: it has no suffix
+    for start in (["-c", program], [tmp_path / "livepatch"], ["-m", "other"]):
+        for words in ([], ["-m", "livepatch"], ["livepatch"]):
+            command = [sys.executable, *start, *words]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+            assert done.stdout.split() == ["True", "True"], (command, done.stderr)
+
+
+def test_a_program_that_is_looked_for_has_it_all(tmp_path):
+    """Also if livepatch is imported before Python has found the program, as `sitecustomize` can have it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, livepatch; print(sys.argv[0], 'livepatch.core.fork' in sys.modules, flush=True)"
+    )
+    (tmp_path / "other.py").touch()
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     for words in ([], ["-m", "livepatch"], ["livepatch"]):
-        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60)
-        assert done.stdout.split() == ["True", "True"], done.stderr
+        command = [sys.executable, "-W", "ignore: -m livepatch ", "-m", "other", *words]
+        environment = {**os.environ, "PYTHONPATH": paths}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+        assert done.stdout.split() == ["-m", "True"], (command, done.stderr)
+
+
+def test_the_installed_command_begins_where_it_can_be_told():
+    with open(Path(__file__).parents[2] / "pyproject.toml", "rb") as file:
+        assert tomllib.load(file)["project"]["scripts"] == {"livepatch": "_livepatch_command:main"}
 
 
 def test_the_version_is_that_of_the_package():

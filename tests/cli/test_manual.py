@@ -3,12 +3,19 @@
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
 
 import click
 import pytest
 
+from livepatch import __version__
 from livepatch.cli import manual
 from livepatch.cli.app import COMMANDS, livepatch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def words(text):
@@ -83,6 +90,18 @@ def test_text_is_not_taken_for_requests():
     assert manual._text("`.x`").startswith(r"\fB")
 
 
+@pytest.mark.parametrize("formatter", [["mandoc", "-Tutf8"], ["groff", "-Tutf8"]], ids=lambda command: command[0])
+def test_what_a_shell_would_have_to_understand_is_not_embellished(formatter):
+    """Not by a formatter either that takes ` for a quotation mark, as groff does where nobody has told it otherwise."""
+    if shutil.which(formatter[0]) is None:
+        pytest.skip(f"{formatter[0]} is not installed")
+    said = r"""~/.x ^a `b` 'c' "d" \\f"""
+    assert manual._escaped("~^`") == r"\(ti\(ha\(ga"
+    page = ".TH A 1\n" * (formatter[0] == "mandoc") + manual._escaped(said) + "\n"
+    done = subprocess.run(formatter, input=page, capture_output=True, text=True, check=True)
+    assert said in done.stdout
+
+
 def test_the_command_prints_it(lp, page):
     assert lp("man").out == page
 
@@ -90,3 +109,21 @@ def test_the_command_prints_it(lp, page):
 def test_the_date_can_be_said(monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     assert manual.roff().startswith('.TH LIVEPATCH 1 "1970-01-02" ')
+
+
+def test_a_wheel_has_it_where_man_looks_for_it(tmp_path, monkeypatch):
+    """Also one that is built from the source distribution; and it is the page of that source, whatever is installed."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
+    subprocess.run([*build, "-t", "sdist"], cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as source:
+        source.extractall(tmp_path, filter="data")
+    source = next(path for path in tmp_path.iterdir() if path.is_dir())
+    app = source / "src" / "livepatch" / "cli" / "app.py"
+    app.write_text(app.read_text().replace("A patch takes effect", "A change takes effect"))
+    subprocess.run([*build, "-t", "wheel"], cwd=source, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        assert "_livepatch_command.py" in wheel.namelist()  # where the command begins
+        found = wheel.read(f"livepatch-{__version__}.data/data/share/man/man1/livepatch.1").decode()
+    assert "A change takes effect" in found
+    assert found == manual.roff().replace("A patch takes effect", "A change takes effect")

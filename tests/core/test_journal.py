@@ -81,17 +81,21 @@ def test_who_leaves_by_itself_moves_by_exit(patch, target, worker):
     kit.take_out("P")
 
 
+async def outlasts_a_transition(sleeper, patch):
+    """The patch is enabled while this task sleeps, with its moves on record; then the task ends."""
+    await asyncio.sleep(0)
+    journal.arm(None)
+    lp.enable_patch(patch())
+    while registry.running_transition() is not None:
+        tick()
+        await asyncio.sleep(0)
+    sleeper.cancel()
+
+
 def test_asyncio_tasks_move_when_their_loop_is_idle(patch):
     async def main():
         asyncio.current_task().set_name("the one")
-        sleeper = asyncio.create_task(asyncio.sleep(1000), name="sleeper")
-        await asyncio.sleep(0)
-        journal.arm(None)
-        lp.enable_patch(patch())
-        while registry.running_transition() is not None:
-            tick()
-            await asyncio.sleep(0)
-        sleeper.cancel()
+        await outlasts_a_transition(asyncio.create_task(asyncio.sleep(1000), name="sleeper"), patch)
 
     asyncio.run(main())
     assert {"the one", "sleeper"} <= ways().keys()
@@ -162,13 +166,7 @@ def test_nothing_of_a_task_is_kept(patch):
     async def main():
         task = asyncio.create_task(asyncio.sleep(1000))
         kept.append(weakref.ref(task))
-        await asyncio.sleep(0)
-        journal.arm(None)
-        lp.enable_patch(patch())
-        while registry.running_transition() is not None:
-            tick()
-            await asyncio.sleep(0)
-        task.cancel()
+        await outlasts_a_transition(task, patch)
 
     asyncio.run(main())
     gc.collect()

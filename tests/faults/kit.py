@@ -16,26 +16,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.agent.targets import PATIENCE, Target, eventually
+from tests.agent.targets import PATIENCE, SERVES, Target, eventually
 
 from livepatch.attach.client import Client
 from livepatch.cli.app import run
 
 #: Both functions change, and the one calls the other: who sees one of each says so. Three threads call them all the
 #: time, and stay in there for a moment.
-SERVICE = """
+SERVICE = (
+    """
     import ctypes, os, signal, time
     import livepatch as lp
     torn, seen, ended = [], {}, threading.Event()
-    leave, inside = threading.Event(), threading.Event()
     def inner(): return "old"
     def outer():
         mine = "old"
         time.sleep(0.002)
         return mine, inner()
-    def slow():
-        inside.set()
-        leave.wait()
     def work(number):
         while not ended.is_set():
             pair = outer()
@@ -57,9 +54,9 @@ SERVICE = """
     for number in range(3):
         threading.Thread(target=work, args=(number,), daemon=True).start()
     lp.start_agent()
-    say("ready")
-    while (word := hear()):
-        if word == "ask": say(answer())
+"""
+    + SERVES
+    + """
         if word == "naive":  # what livepatch is not
             def inner2(): return "new"
             def outer2():
@@ -71,13 +68,6 @@ SERVICE = """
                 outer.__code__ = outer2.__code__
                 time.sleep(0.01)
             say(answer())
-        if word == "enter":
-            inside.clear()
-            leave.clear()
-            threading.Thread(target=slow, name="worker", daemon=True).start()
-            inside.wait()
-            say("inside")
-        if word == "leave": leave.set()
         if word.startswith("kill agent"):  # as programs do that end all their threads
             for thread in threading.enumerate():
                 if thread.name == "livepatch":
@@ -85,6 +75,7 @@ SERVICE = """
                     end(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
             say("killed")
 """
+)
 
 PATCH = """
 import time

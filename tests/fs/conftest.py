@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.agent.targets import PATIENCE, Target, eventually
+from tests.agent.targets import PATIENCE, SERVES, Target, eventually
 
 from livepatch.attach.client import Client
 from livepatch.core.model import LivepatchError
@@ -18,27 +18,13 @@ from livepatch.fs.mount import binding
 
 LIVEPATCH = [sys.executable, "-m", "livepatch"]
 
-#: A prepared service. What the test says decides what it does.
-SERVICE = """
-    leave, inside = threading.Event(), threading.Event()
+#: A service that is to be prepared.
+SERVICE = f"""
     def answer(): return "old"
-    def slow():
-        inside.set()
-        leave.wait()
     def outer():
         def inner(): return "old"
         return inner
-    say("ready")
-    while (word := hear()):
-        if word == "ask": say(answer())
-        if word == "enter":
-            inside.clear()
-            leave.clear()
-            threading.Thread(target=slow, name="worker", daemon=True).start()
-            inside.wait()
-            say("inside")
-        if word == "leave": leave.set()
-"""
+    {SERVES}"""
 
 PATCH = """
 import livepatch as lp

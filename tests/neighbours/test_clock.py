@@ -11,7 +11,7 @@ import pytest
 from tests.core import kit
 
 import livepatch as lp
-from livepatch.core import originals, registry
+from livepatch.core import originals, rounds
 
 SOURCE = """
     def f(gate=None):
@@ -60,7 +60,7 @@ def test_the_agent_makes_its_rounds(module, held, frozen):
     held.begin(target.f)
     with frozen:
         lp.enable_patch(kit.built("p", target, NEW, "f"))
-        really_until(lambda: registry._wait > 0.1)
+        really_until(lambda: rounds._wait > 0.1)
         assert lp.patches()[0].transition
         held.release()
         really_until(lambda: not lp.patches()[0].transition)

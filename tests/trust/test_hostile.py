@@ -10,6 +10,7 @@ from tests.cli.conftest import lp
 from livepatch.attach import client, replies
 from livepatch.attach.client import Client
 from livepatch.core.model import LivepatchError, PatchStatus, TaskStatus
+from livepatch.observe.report import Run
 
 __all__ = ["lp"]
 
@@ -112,6 +113,27 @@ def test_the_forms_are_those_of_real_answers():
     task = TaskStatus("thread", "x", "1", -1)._asdict()
     assert set(replies._PATCH) == set(patch)
     assert set(replies._TASK) == set(task)
+    assert set(replies._OVER) == set(Run._fields) | {"patch"}
+
+
+@pytest.mark.parametrize("moved", [None, 7, {}, {"exit": 1}, dict.fromkeys(replies._MOVED, "many")])
+def test_one_that_tells_of_a_past_that_makes_no_sense(lp, tmp_path, moved):
+    """What is asked only for the report keeps neither the command nor the report from their end."""
+    patch = PatchStatus("fix", True, False, False, 1, False, "", "", [])._asdict()
+    over = {"patch": "fix", "direction": "unpatching", "outcome": "completed", "began": 0.0, "ended": 1e15, "total": 1}
+    over |= {"reversals": 0, "moves": [], **({"moved": moved} if moved is not None else {})}
+    nothing = {"totals": [], "moved": dict.fromkeys(replies._MOVED, 0), "refusals": [], "reversals": 0, "forced": []}
+    answers = {
+        "list": [patch],
+        "write_enabled": {**patch, "enabled": False},
+        "dmesg": [],
+        "history": {"now": 0.0, "transitions": [over], "running": [], **nothing},
+    }
+    report = tmp_path / "report.html"
+    with impostor("{'id': request['id'], 'result': " + repr(answers) + ".get(request['method'])}") as target:
+        done = lp("disable", "fix", "--pid", target.pid, "--report", report)
+        assert (done.status, done.err) == (0, "")
+        assert f"Process {target.pid}" in report.read_text()
 
 
 @pytest.mark.parametrize(

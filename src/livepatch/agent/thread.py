@@ -174,10 +174,9 @@ class Agent:
                 raise LivepatchError(errno.EAGAIN, "The agent's thread cannot be started in this process.")
             if self.server is None:
                 self._open_first()
-                self.wake()
             else:
                 self._listen_anew(self.server)
-                self.wake()
+            self.wake()
             assert self.server is not None
             return self.server.path
 

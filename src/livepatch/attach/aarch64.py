@@ -35,21 +35,7 @@ off for a moment, and so here.
 **The code.** What it is for and why it may free the memory that it is in is said in `injection`; a test assembles what
 is written here and compares. It is written into memory that is not executable yet; when it becomes so, the kernel sees
 to it that no processor has something older in its instruction cache. x19 is the address of the data, whose words have
-these names:
-
-    .set STATE, 16
-    .set QUEUED, 20
-    .set PID, 24
-    .set KEPT, 28
-    .set RESULT, 32
-    .set BASE, 40
-    .set SIZE, 48
-    .set CALL, 56
-    .set ENSURE, 64
-    .set RELEASE, 72
-    .set RUN, 80
-    .set START, 88
-    .set LINE, 96
+their names in `processor`:
 
     call:    mov x20, x30                   // a function whose result we want to know
              blr x16

@@ -58,7 +58,7 @@ class Finder:
         self.modules = modules
         self._hold_forks_up = hold_forks_up
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         package, _, below = name.partition(".")
         if package != "livepatch" or (below and not self.brought("livepatch")):
             return None
@@ -70,7 +70,7 @@ class Finder:
                 return spec
         return None
 
-    def create_module(self, spec: "ModuleSpec") -> None:
+    def create_module(self, spec: ModuleSpec) -> None:
         """The usual kind of module will do."""
 
     def exec_module(self, module: "ModuleType") -> None:
@@ -154,7 +154,7 @@ class Turns:
             sys.setswitchinterval(self._before)
 
 
-def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any", main_thread: "int | None") -> None:
+def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any", main_thread: int | None) -> None:
     """Start the agent, and import all the rest of livepatch while it already answers.
 
     `threads` is the interpreter's own `_thread`, and `clock` its `time`, whatever the program has made of these;

@@ -35,7 +35,7 @@ def livepatch_attach(main_thread):
     threads, clock = (own(sys.modules[name].__spec__) for name in ("_thread", "time"))
     def start():
         try:
-            import marshal, posix
+            import marshal
             from _frozen_importlib_external import MAGIC_NUMBER
             try:
                 file = posix.open({bundle!r}, posix.O_RDONLY | posix.O_CLOEXEC)

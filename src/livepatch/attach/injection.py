@@ -59,7 +59,7 @@ _STARTS = 1.0
 _DEAF, _LOOKS = 0.5, 30
 #: Seconds that an interpreter which was asked to run a script may take when nothing keeps it from that.
 _HELPED = 0.5
-#: The words of the data, see the code in the processor's file; then comes the line that the thread runs.
+#: The words of the data, whose names are in `processor`; then comes the line that the thread runs.
 _DATA = struct.Struct("<16s4I8Q")
 _STATE, _QUEUED, _RESULT = 16, 20, 32
 _WAITING, _STARTED = 0, 1

@@ -2,6 +2,23 @@
 
 `injection` says what is to happen in terms of this interface; `x86_64` and `aarch64` are its implementations. A thread
 is always changed by one write of all its registers, so that there is no instant at which it is half changed.
+
+The code is written for each kind of processor; the data that `injection` lays beside it is the same for all, and the
+code calls its words by these names:
+
+    .set STATE, 16
+    .set QUEUED, 20
+    .set PID, 24
+    .set KEPT, 28
+    .set RESULT, 32
+    .set BASE, 40
+    .set SIZE, 48
+    .set CALL, 56
+    .set ENSURE, 64
+    .set RELEASE, 72
+    .set RUN, 80
+    .set START, 88
+    .set LINE, 96
 """
 
 from __future__ import annotations

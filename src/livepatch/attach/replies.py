@@ -39,6 +39,7 @@ _TASK = {
     "hint": str,
 }
 _BLOCKER = {**_TASK, "stuck": bool}
+_MOVED = {"stack check": int, "exit": int, "idle": int, "force": int}
 _MOVE = {"at": (int, float), "kind": str, "task": str, "way": str}
 _OVER = {
     "patch": str,
@@ -48,6 +49,7 @@ _OVER = {
     "ended": (int, float),
     "total": int,
     "reversals": int,
+    "moved": _MOVED,
     "moves": [_MOVE],
 }
 _HISTORY = {
@@ -55,7 +57,7 @@ _HISTORY = {
     "transitions": [_OVER],
     "running": [_MOVE],
     "totals": [{"direction": str, "outcome": str, "count": int, "seconds": (int, float)}],
-    "moved": {"stack check": int, "exit": int, "idle": int, "force": int},
+    "moved": _MOVED,
     "refusals": [{"operation": str, "errno": str, "count": int}],
     "reversals": int,
     "forced": [str],

@@ -12,21 +12,7 @@ made again by the kernel, we make again in the same way: rax is the number, and 
 instruction.
 
 **The code.** What it is for and why it may free the memory that it is in is said in `injection`; a test assembles what
-is written here and compares. rbx is the address of the data, whose words have these names:
-
-    .set STATE, 16
-    .set QUEUED, 20
-    .set PID, 24
-    .set KEPT, 28
-    .set RESULT, 32
-    .set BASE, 40
-    .set SIZE, 48
-    .set CALL, 56
-    .set ENSURE, 64
-    .set RELEASE, 72
-    .set RUN, 80
-    .set START, 88
-    .set LINE, 96
+is written here and compares. rbx is the address of the data, whose words have their names in `processor`:
 
     call:    push rax                       # a function whose result we want to know
              call rax

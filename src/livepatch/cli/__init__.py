@@ -17,7 +17,7 @@ import sys
 
 
 def main() -> None:
-    """The script's entry point; always ends with SystemExit."""
+    """The command; always ends with SystemExit."""
     missing = [name for name in ("click", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(

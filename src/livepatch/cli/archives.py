@@ -76,14 +76,14 @@ _WAYS = "PACKAGE==V1..V2, --git REV1..REV2, --old DIR --new DIR, or --diff FILE 
 @click.option(
     "--base",
     shell_complete=candidates.archives,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_File,
     multiple=True,
     metavar="FILE",
     help="Make it cumulative and carry all that this earlier archive carries. Repeatable, oldest first.",
 )
 @click.option(
     "--hooks",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_File,
     metavar="FILE",
     help="Python with callbacks for the patch, executed when it is loaded.",
 )
@@ -286,9 +286,7 @@ def _where(change: Change) -> str:
 
 
 @click.command("info")
-@click.argument(
-    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), shell_complete=candidates.archives
-)
+@click.argument("file", type=_File, shell_complete=candidates.archives)
 @json_option
 def info_command(file: Path) -> int:
     """Show what is in a patch archive."""

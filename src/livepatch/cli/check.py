@@ -30,11 +30,7 @@ _LINES = 20
 
 
 @click.command("check")
-@click.argument(
-    "file",
-    type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
-    shell_complete=candidates.patch_files,
-)
+@click.argument("file", type=_File, shell_complete=candidates.patch_files)
 @targets_option
 @click.option(
     "--watch",

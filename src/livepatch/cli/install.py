@@ -38,9 +38,7 @@ def _where_option(command: Any) -> Any:
 
 
 @click.command("install")
-@click.argument(
-    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), shell_complete=candidates.archives
-)
+@click.argument("file", type=_File, shell_complete=candidates.archives)
 @_where_option
 @click.option("--downgrade", is_flag=True, help="Put it in the place of a later version, too.")
 @json_option

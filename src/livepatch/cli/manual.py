@@ -17,9 +17,15 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import click
+
+from livepatch import __version__
+
+#: What formatters would take for something else, or show as a typographic sign that no shell knows, see groff_char(7).
+_SPECIAL = str.maketrans(
+    {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "^": r"\(ha", "~": r"\(ti", "`": r"\(ga"}
+)
 
 #: A paragraph: plain text, or lines that stay as they are.
 Paragraph = tuple[bool, str]
@@ -99,7 +105,7 @@ def roff() -> str:
     whole, *commands = pages()
     made = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))  # as packagers have it
     lines = [
-        f'.TH LIVEPATCH 1 "{time.strftime("%Y-%m-%d", made)}" "livepatch {version("livepatch")}" "User Commands"',
+        f'.TH LIVEPATCH 1 "{time.strftime("%Y-%m-%d", made)}" "livepatch {__version__}" "User Commands"',
         ".SH NAME",
         rf"livepatch \- {_lower(_escaped(whole.summary))}",
         ".SH SYNOPSIS",
@@ -143,14 +149,7 @@ def _text(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return (
-        text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace('"', r"\(dq").replace("^", r"\(ha")
-    )
-
-
-_SPECIAL = str.maketrans(
-    {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "^": r"\(ha", "~": r"\(ti", "`": r"\(ga"}
-)
+    return text.translate(_SPECIAL)
 
 
 def _lower(text: str) -> str:

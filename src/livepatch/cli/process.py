@@ -86,9 +86,10 @@ def _looked_at(process: processes.Process) -> dict[str, Any] | None:
                 with Client(process.pid, timeout=_PATIENCE) as client:
                     patches = client.call("list", timeout=max(deadline - time.monotonic(), 0.001))
                     return {**entry, "agent": "yes", "python": client.hello["python"], "patches": patches}
-            except NotPrepared as error:
-                if isinstance(error, Unreachable):
-                    raise
+            except Unreachable:
+                raise
+            except NotPrepared:
+                pass
         return {**entry, "agent": "attachable", "ways": way.into(process)}
     except LivepatchError as error:
         if not processes.alive(process.pid):

@@ -4,8 +4,8 @@ The registry's mutex is the kernel's klp_mutex: held through enabling, disabling
 and never taken by a trampoline, a task or a callback in an event loop. Exceptions: reading the status of patches
 and the log takes no lock. The order of locks is mutex, then switch lock.
 
-Nothing here runs by itself. Whoever drives the rounds (the agent's thread, a test) gives a driver and calls
-`tick()`; the first round of every transition is done by the caller of `enable_patch`.
+Nothing here runs by itself. Whoever drives the rounds (the agent's thread, a test) gives a driver and calls `tick()`
+when `rounds` says so; the first round of every transition is done by the caller of `enable_patch`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,22 @@ from __future__ import annotations
 import errno
 import sys
 import time
-from typing import Protocol
 
-from . import caches, callbacks, cpython, lists, log, modules, objects, originals, redirect, replace, state, values
+from . import (
+    caches,
+    callbacks,
+    cpython,
+    lists,
+    log,
+    modules,
+    objects,
+    originals,
+    redirect,
+    replace,
+    rounds,
+    state,
+    values,
+)
 from . import tasks as task_kinds
 from .journal import counting, new_record, note_end
 from .kind import PATCHED, UNPATCHED
@@ -24,24 +37,10 @@ from .lock import TakenOver
 from .model import LivepatchError, Object, Patch, PatchStatus, TaskStatus
 from .redirect import Redirection, redirections
 from .resolve import check_author, init_patch
+from .rounds import next_round as next_round
+from .rounds import set_driver as set_driver
 from .stacks import Footprint
 from .transition import SIGNALS_TIMEOUT, Transition
-
-
-class Driver(Protocol):
-    """Whoever calls `tick()`."""
-
-    def wake(self) -> None:
-        """A round is due. Called from any thread, under any lock: must not block."""
-
-
-_driver: Driver | None = None
-_due = 0.0
-_wait = 0.001
-
-#: Rounds after 1, 2, 4 ... milliseconds, up to this many seconds.
-LONGEST_WAIT = 1.0
-FIRST_WAIT = 0.001
 
 
 def _running() -> tuple[Patch, Transition]:
@@ -57,35 +56,13 @@ def _check_idle() -> None:
         raise LivepatchError(errno.EBUSY, f"A transition of '{now[0].name}' is running; wait for it or reverse it.")
 
 
-def set_driver(driver: Driver | None) -> Driver | None:
-    """From now on `driver` is woken when a round is due. Returns the one before."""
-    global _driver
-    before, _driver = _driver, driver
-    return before
-
-
-def _wake() -> None:
-    """Something happened that lets a transition complete: a round is due at once."""
-    global _due
-    _due = 0.0
-    if _driver is not None:
-        _driver.wake()
-
-
-def next_round() -> float | None:
-    """Seconds until the next round is due; None without a transition."""
-    return None if changing() is None else max(0.0, _due - originals.monotonic())
-
-
 def tick() -> None:
     """Do one round now. Without a transition, nothing."""
-    global _due, _wait
     with lists.mutex.held():
         if changing() is None or lists.busy():
             return
         with exclusively():
-            _due = originals.monotonic() + _wait
-            _wait = min(_wait * 2, LONGEST_WAIT)
+            rounds.begun()
             _settle()
             if changing() is not None:
                 _try_complete_transition()
@@ -213,12 +190,11 @@ def _name(state: int) -> str:
 
 
 def _init_transition(patch: Patch, goal: int) -> None:
-    global _wait
     log.debug(f"'{patch.name}': initializing {_name(goal)} transition")
-    _wait = FIRST_WAIT
+    rounds.from_the_first()
     boundary = patch.consistency == "boundary"
     transition = Transition(
-        goal, task_kinds.kinds, lambda towards: objects.footprint(patch, towards), _wake, boundary=boundary
+        goal, task_kinds.kinds, lambda towards: objects.footprint(patch, towards), rounds.at_once, boundary=boundary
     )
     transition.record = new_record()
     lists.set_changing((patch, transition))
@@ -240,8 +216,8 @@ def _go() -> None:
         _start_transition()
         _try_complete_transition()
     finally:
-        if changing() is not None and _driver is not None:
-            _driver.wake()
+        if changing() is not None:
+            rounds.wake()
 
 
 def _start_transition() -> None:
@@ -250,15 +226,7 @@ def _start_transition() -> None:
     log.notice(f"'{patch.name}': starting {_name(transition.goal.state)} transition")
     transition.suspended.codes = objects.suspendable(patch)
     transition.start()
-    _round_soon()
-
-
-def _round_soon() -> None:
-    global _due, _wait
-    _wait = FIRST_WAIT
-    _due = originals.monotonic() + _wait
-    if _driver is not None:
-        _driver.wake()
+    rounds.soon()
 
 
 def _try_complete_transition() -> None:
@@ -274,8 +242,7 @@ def _try_complete_transition() -> None:
         return
     if transition.rounds == SIGNALS_TIMEOUT + 1:
         log.notice("signaling remaining tasks")
-    if _driver is not None:
-        _driver.wake()
+    rounds.wake()
 
 
 class _Completion:
@@ -438,7 +405,7 @@ def _reverse_transition() -> None:
     patch.enabled = not patch.enabled
     transition.reverse()
     log.notice(f"'{patch.name}': starting {_name(1 - old)} transition")
-    _round_soon()
+    rounds.soon()
 
 
 @counting("force")

@@ -111,8 +111,9 @@ class Transaction:
 
     def tell(self, kind: str, members: Iterable[Member], error: BaseException | None = None) -> None:
         """Tell the observers. Raises what they raise."""
-        named = {"load": "load", "force": "force", "unload": "unload"}
-        operation = named.get(self.operation.method) or ("enable" if self.operation.enabled else "disable")
+        operation = self.operation.method
+        if operation == "write_enabled":
+            operation = "enable" if self.operation.enabled else "disable"
         seen = [member.seen() for member in members]
         told = (self.name, self.operation.params, self.enabled, self.returning, seen, error)
         for observer in self.observers:

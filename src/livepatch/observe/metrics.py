@@ -105,9 +105,9 @@ def _ask(pid: int) -> Look:
             samples = [*_of_process(client), *_of_patches(client), *_of_history(client)]
         up = [Sample("up", {}, 1), Sample("agent", {}, 1)]
         return Look(pid, [sample._replace(labels=label | sample.labels) for sample in up + samples], None)
+    except Unreachable as error:
+        return _unreachable(label, error)
     except NotPrepared as error:
-        if isinstance(error, Unreachable):
-            return _unreachable(label, error)
         info = {**label, "python": str(error.process.python), "agent": "", "command": error.process.title}
         known = [Sample("process_info", info, 1)]
         return Look(pid, [Sample("up", label, 1), Sample("agent", label, 0), *known], None)

@@ -44,10 +44,11 @@ def page(report: Report) -> str:
     """The whole page."""
     courses = list(report.courses.values())
     taking_part = [course for course in courses if course.begun is not None or course.left or course.runs]
-    body = [*_head(report, courses), *_overview(report, courses)]
+    kind, verdict = _verdict(report, courses)
+    body = [*_head(report, kind, verdict), *_overview(report, courses)]
     for course in taking_part:
         body += _process(report, course)
-    title = f"{report.operation} {report.patch}: {_verdict(report, courses)[1]}"
+    title = f"{report.operation} {report.patch}: {verdict}"
     return document(safe(title), _STYLE, "\n".join(body))
 
 
@@ -74,8 +75,7 @@ def _processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
 
 
-def _head(report: Report, courses: Sequence[Course]) -> Iterator[str]:
-    kind, verdict = _verdict(report, courses)
+def _head(report: Report, kind: str, verdict: str) -> Iterator[str]:
     yield f"<header><p>livepatch {safe(report.operation)}</p>\n<h1>{safe(report.patch or 'a patch')}</h1>"
     yield f'<p class="verdict {kind}">{safe(verdict)}</p>\n<dl class="facts">'
     facts = {

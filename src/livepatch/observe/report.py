@@ -115,8 +115,7 @@ class Report:
 
     def _end(self, event: Event) -> None:
         self.ended, self.error = event.at, event.error
-        if "data" in event.params:
-            self.archive = trail.archive_of_params(event.params)
+        self.archive = trail.archive_of_params(event.params)
         for course in self.courses.values():
             self._collect(course)
         from .page import page  # at the very end: it keeps nothing waiting

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from livepatch.archive import policy
@@ -42,7 +42,6 @@ class Trail:
         self._id = os.urandom(8).hex()
         self._begun = False
         self._barred = False  # the record could not be written, and nothing was done
-        self._archive: dict[str, Any] | None = None
 
     def __call__(self, event: Event) -> None:
         """Raises LivepatchError if strict mode wants a record, there can be none, and nothing has begun."""
@@ -58,9 +57,8 @@ class Trail:
             self._write("outcome" if self._begun else "refused", event.operation, event, must=False)
 
     def _write(self, phase: str, operation: str, event: Event, *, must: bool) -> None:
-        if self._archive is None:
-            self._archive = archive_of_params(event.params)
-        patch = {"name": event.patch, **self._archive} if event.patch else {**self._archive}
+        archive = archive_of_params(event.params)
+        patch = {"name": event.patch, **archive} if event.patch else archive
         for seen in event.processes:
             known = [p for p in [seen.state, *seen.before] if p and p.get("name") == event.patch and p.get("version")]
             if known:
@@ -133,10 +131,14 @@ def process_of(process: Process, started: int | None = None) -> dict[str, Any]:
 
 def archive_of_params(params: dict[str, Any]) -> dict[str, Any]:
     """The same of what processes are asked with; nothing if that is no file."""
-    if "data" not in params:
-        return {}
+    return {**_archive_of_text(params["data"], str(params.get("file", "")))} if "data" in params else {}
+
+
+@lru_cache(maxsize=1)
+def _archive_of_text(data: str, file: str) -> dict[str, Any]:
+    """Cached for all records and observers of a command: the hash, the zip and the signature take their time."""
     try:
-        return archive_of(base64.b64decode(params["data"]), str(params.get("file", "")))
+        return archive_of(base64.b64decode(data), file)
     except binascii.Error:
         return {}
 

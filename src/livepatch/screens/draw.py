@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from livepatch.screens.words import functions_of, near, since, state_of, where
+from livepatch.screens.words import functions_of, near, since, standing, where
 
 #: No column up to this width is broken. Of what is left, the last one, which may be a sentence, gets twice the share of
 #: the others.
@@ -90,7 +90,7 @@ def patches(found: Sequence[dict[str, Any]]) -> RenderableType:
     about = []
     for patch in found:
         moving = patch["transition"]
-        state = state_of(patch).partition(" (")[0] + (", forced" if patch["forced"] else "")
+        state = standing(patch)
         states.add_row(
             Text(patch["name"], style="bold"),
             Text(patch["version"] or "-"),

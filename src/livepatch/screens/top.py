@@ -127,10 +127,7 @@ class Top(App[None]):
 
     def _show_details(self) -> None:
         view = self.view
-        if self._shown is None or view is None or view.pid != self._shown.pid:
-            self.host.choose(view.pid if view else None)
-        else:
-            self.host.choose(view.pid)  # it may have come anew
+        self.host.choose(view.pid if view else None)  # also if it is the same: it may have come anew
         if view is self._shown:
             return
         self._shown = view
@@ -223,13 +220,10 @@ class Top(App[None]):
         if self._marked:
             self._reverse_all()
             return
-        view = self._addressed()
-        changing = view.changing if view else None
-        if view is None:
+        found = self._in_transition()
+        if found is None:
             return
-        if changing is None:
-            self._say(f"No transition runs in process {view.pid}.")
-            return
+        view, changing = found
         name, enabled = changing["name"], changing["enabled"]
         goes, stays = ("taken back", "disabled") if enabled else ("kept", "enabled")
         order = Order("write_enabled", name, enabled, True, f"'{name}' is being {goes}.", "0" if enabled else "1")
@@ -240,13 +234,10 @@ class Top(App[None]):
         if self._marked:
             self._force_all()
             return
-        view = self._addressed()
-        changing = view.changing if view else None
-        if view is None:
+        found = self._in_transition()
+        if found is None:
             return
-        if changing is None:
-            self._say(f"No transition runs in process {view.pid}.")
-            return
+        view, changing = found
         name, enabled = changing["name"], changing["enabled"]
         said = f"{changing['left']} of {changing['total']} tasks of process {view.pid} are still in code that '{name}'"
         about = Group(Text(f"{said} changes:"), draw.blockers(view.blocking, most=_PLACES))
@@ -371,6 +362,16 @@ class Top(App[None]):
             self._say(f"Process {view.pid} has no agent to be told; `livepatch attach {view.pid}` brings one in.")
         return None
 
+    def _in_transition(self) -> tuple[View, dict[str, Any]] | None:
+        """The same, with its patch that is in transition."""
+        view = self._addressed()
+        if view is None:
+            return None
+        if view.changing is None:
+            self._say(f"No transition runs in process {view.pid}.")
+            return None
+        return view, view.changing
+
     def _confirm(self, view: View, order: Order, title: str, about: RenderableType | None, question: str) -> None:
         def answered(yes: bool | None) -> None:
             if yes:
@@ -433,7 +434,6 @@ def _row(view: View, *, marked: bool) -> tuple[str, ...]:
 
 def _patch_row(patch: dict[str, Any]) -> tuple[str, ...]:
     moving = patch["transition"]
-    state = words.state_of(patch).partition(" (")[0] + (", forced" if patch["forced"] else "")
     moved = f"{patch['total'] - patch['left']}/{patch['total']}, {patch['left']} left" if moving else "-"
     functions = ", ".join(
         f"{obj['name']}: {', '.join(words.functions_of(obj)) or 'no function'}" for obj in patch["objects"]
@@ -441,7 +441,7 @@ def _patch_row(patch: dict[str, Any]) -> tuple[str, ...]:
     return (
         patch["name"],
         patch["version"] or "-",
-        state,
+        words.standing(patch),
         moved,
         f"{patch['seconds']:.0f} s" if moving else "-",
         functions,

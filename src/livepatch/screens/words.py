@@ -18,9 +18,18 @@ def functions_of(obj: dict[str, Any]) -> list[str]:
 
 def state_of(patch: dict[str, Any]) -> str:
     """A patch's state in one word, and in transition how far it is."""
+    moved = f" ({patch['total'] - patch['left']}/{patch['total']})" if patch["transition"] else ""
+    return _state(patch) + moved
+
+
+def standing(patch: dict[str, Any]) -> str:
+    """The same where how far it is stands beside it; and whether it was ended by force."""
+    return _state(patch) + (", forced" if patch["forced"] else "")
+
+
+def _state(patch: dict[str, Any]) -> str:
     if patch["transition"]:
-        goal = "patching" if patch["enabled"] else "unpatching"
-        return f"{goal} ({patch['total'] - patch['left']}/{patch['total']})"
+        return "patching" if patch["enabled"] else "unpatching"
     return "enabled" if patch["enabled"] else "disabled"
 
 
