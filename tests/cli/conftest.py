@@ -7,7 +7,10 @@ from typing import NamedTuple
 import pytest
 from tests.agent.targets import Target
 
+from livepatch.cli import candidates, process
 from livepatch.cli.app import run
+from livepatch.fleet import transaction
+from livepatch.observe import metrics, report
 
 #: A prepared service. What the test says decides what it does; a module `service` is there to be patched,
 #: too.
@@ -44,9 +47,25 @@ class Done(NamedTuple):
         return json.loads(self.out)
 
 
+#: For how long a command that asks only for a moment does so here: a busy machine may stand still for seconds.
+MOMENT = 15.0
+
+
+def patiently(monkeypatch):
+    for module, name in (
+        (candidates, "_PATIENCE"),
+        (process, "_PATIENCE"),
+        (metrics, "PATIENCE"),
+        (report, "_PATIENCE"),
+        (transaction, "_POLL"),
+    ):
+        monkeypatch.setattr(module, name, MOMENT)
+
+
 @pytest.fixture
-def lp(capsys):
+def lp(capsys, monkeypatch):
     """Run a livepatch command line."""
+    patiently(monkeypatch)
 
     def command(*arguments):
         capsys.readouterr()

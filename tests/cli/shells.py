@@ -8,11 +8,13 @@ import select
 import shutil
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 from tests.agent.targets import PATIENCE
+from tests.cli.conftest import MOMENT
 
 import livepatch
 
@@ -40,7 +42,8 @@ class Shell:
         bin_ = folder / "bin"
         bin_.mkdir()
         source = Path(livepatch.__file__).parent.parent
-        (bin_ / "livepatch").write_text(f'#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -m livepatch "$@"\n')
+        patient = f"from livepatch.cli import candidates, main; candidates._PATIENCE = {MOMENT}; main()"
+        (bin_ / "livepatch").write_text(f'#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c "{patient}" "$@"\n')
         (bin_ / "livepatch").chmod(0o755)
         (folder / "home").mkdir()
         command, setup = START[name]
@@ -63,6 +66,11 @@ class Shell:
         os.close(self.terminal)
 
     def press(self, keys: str) -> None:
+        """Once the shell edits a line: before, some keys are the terminal's own, and the shell never sees them."""
+        deadline = time.monotonic() + PATIENCE
+        while termios.tcgetattr(self.terminal)[3] & termios.ICANON:
+            assert time.monotonic() < deadline, f"{self.name} does not edit a line: {self._seen!r}"
+            time.sleep(0.001)
         os.write(self.terminal, keys.encode())
 
     def run(self, line: str) -> str:
@@ -77,7 +85,7 @@ class Shell:
         word is to be seen, if it comes to be what it should; it need not be drawn in one piece.
         """
         self.press(f"{line}\t")
-        self._look(last, 10.0)
+        self._look(last, PATIENCE)
         self.press("\x01printf '[%s]' \r")
         shown = self.run("")
         return re.findall(r"\[([^\]]*)\]", shown.rpartition("[livepatch]")[2])
@@ -87,7 +95,7 @@ class Shell:
         if self.name == "fish":  # it shows a menu, and takes that away again
             return self.run(f"complete -C '{line}'")
         self.press(line + {"bash": "\x1b?", "zsh": "\x04"}[self.name])  # Tab would first insert what all have in common
-        self._look(among, 10.0)
+        self._look(among, PATIENCE)
         return self.run("\x15")
 
     def _until(self, text: str) -> str:
