@@ -8,7 +8,6 @@ import select
 import shutil
 import signal
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -20,12 +19,15 @@ import livepatch
 
 #: How each is started, without anybody's own settings, and what makes it complete `livepatch`.
 START = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], 'bind "set enable-bracketed-paste off"; PS1=; eval "$({})"'),
+    "bash": (
+        ["bash", "--norc", "--noprofile", "-i"],
+        'bind "set enable-bracketed-paste off"; PS1="ready> "; eval "$({})"',
+    ),
     "zsh": (
         ["zsh", "-f", "-i"],
-        'PS1=; autoload -Uz compinit; compinit -u -D; unset zle_bracketed_paste; eval "$({})"',
+        'PS1="ready> "; LISTMAX=10000; autoload -Uz compinit; compinit -u -D; unset zle_bracketed_paste; eval "$({})"',
     ),
-    "fish": (["fish", "--no-config", "-i"], "function fish_prompt; end; {} | source"),
+    "fish": (["fish", "--no-config", "-i"], 'function fish_prompt; echo -n "ready> "; end; {} | source'),
 }
 _CONTROLS = re.compile(
     r"\x1b\[[0-9;?=>]*[a-zA-Z]|\x1b[()=>][A-Z0-9]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0e-\x1f]"
@@ -66,19 +68,18 @@ class Shell:
         os.close(self.terminal)
 
     def press(self, keys: str) -> None:
-        """Once the shell edits a line: before, some keys are the terminal's own, and the shell never sees them."""
-        deadline = time.monotonic() + PATIENCE
-        while termios.tcgetattr(self.terminal)[3] & termios.ICANON:
-            assert time.monotonic() < deadline, f"{self.name} does not edit a line: {self._seen!r}"
-            time.sleep(0.001)
         os.write(self.terminal, keys.encode())
 
     def run(self, line: str) -> str:
-        """What is on the screen when the line has been carried out."""
+        """What is on the screen when the line has been carried out, and the shell edits the next one: before, some keys
+        are the terminal's own, and the shell never sees them.
+        """
         self._count += 1
         sum_ = "(math {}+0)" if self.name == "fish" else "$(({}+0))"  # not what is typed, but what is said
         self.press(f"{line}\recho over{sum_.format(self._count)}\r")
-        return self._until(f"over{self._count}")
+        shown = self._until(f"over{self._count}")
+        self._until("ready>")
+        return shown
 
     def completed(self, line: str, last: str) -> list[str]:
         """The words of a line after Tab. What is typed into the middle of a completion may end it: so first the last
