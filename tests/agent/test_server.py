@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import tempfile
 
 import pytest
@@ -178,3 +179,18 @@ def test_a_second_server_takes_the_path_over(running, polled, tmp_path):
         assert client.recv(100) == b'"again"\n'
     for sock in again.sockets():
         sock.close()
+
+
+def test_who_asked_when_the_agents_thread_was_to_end_does_not_wait_for_an_answer(running, connect, polled):
+    """What was read is lost. The naive server keeps the connection, and the client waits for two minutes."""
+    asking, other = connect(), connect()
+    answer = running.answer
+    running.answer = lambda line, client: sys.exit()
+    asking.send(b"hello\n")
+    with pytest.raises(SystemExit):
+        turn(polled)
+    running.answer = answer
+    assert gone(asking)
+    other.send(b"hello\n")
+    turn(polled)
+    assert other.recv(100) == b"hello\n"

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.agent.targets import PATIENCE, Target, eventually
+from tests.agent.targets import Target, eventually
 
-from livepatch.attach.client import Client
+from livepatch.attach.client import LOAD_TIMEOUT, Client
 from livepatch.cli.app import run
 
 #: Both functions change, and the one calls the other: who sees one of each says so. Three threads call them all the
@@ -150,7 +150,7 @@ class Faulty:
 
 def wait(child: int) -> int:
     """The exit status of a child, or minus the signal that ended it; fails if it does not end."""
-    deadline = time.monotonic() + 2 * PATIENCE
+    deadline = time.monotonic() + 2 * LOAD_TIMEOUT  # so long it may wait for an answer
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

@@ -169,12 +169,16 @@ class Server:
             return
         self.connections.remove(connection)
         self.connections.append(connection)
-        if connection.outbox:
-            connection.flush()
-            if connection.sock.fileno() >= 0:
-                connection.answer_lines()
-        else:
-            connection.receive()
+        try:
+            if connection.outbox:
+                connection.flush()
+                if connection.sock.fileno() >= 0:
+                    connection.answer_lines()
+            else:
+                connection.receive()
+        except BaseException:  # a program that ends its threads: the client must not wait for what was read and is lost
+            self.drop(connection)
+            raise
 
     def listen_to(self, connection: Connection) -> None:
         """Wait for the client to read while it is owed something, else for its next request."""
