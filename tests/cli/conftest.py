@@ -48,7 +48,7 @@ class Done(NamedTuple):
 
 
 #: For how long a command that asks only for a moment does so here: a busy machine may stand still for seconds.
-MOMENT = 15.0
+MOMENT = 8.0
 
 
 def patiently(monkeypatch):
