@@ -1,6 +1,7 @@
 """What every test of every layer gets. Fixtures for one layer live in that layer's folder."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,11 @@ import pytest
 
 #: Layers that any Python serves alike: what they show of the interpreter is tested beneath them.
 ONCE = ("build", "cli", "cve", "faults", "fleet", "fs", "model", "observe")
+
+
+# A shell that runs the tests in the background has that ignored, and all that they start would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

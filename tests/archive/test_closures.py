@@ -43,11 +43,11 @@ def test_no_task_moves_while_it_is_in_one(package):
     m = package.load()
     m.f(1)
     inside, go, found = threading.Event(), threading.Event(), []
-    m.gate = lambda: (inside.set(), go.wait(10))
+    m.gate = lambda: (inside.set(), go.wait(60))
     thread = threading.Thread(target=lambda: found.append(m.queue[0]()))
     with manual_rounds():
         thread.start()
-        inside.wait(10)
+        inside.wait(60)
         patch = package.bind({M: NEW})
         lp.enable_patch(patch)
         for _ in range(3):

@@ -52,7 +52,7 @@ class Old:
     def __call__(self, question):
         """What it sees."""
         self._asked.put(question)
-        return self._told.get(timeout=10)
+        return self._told.get(timeout=60)
 
     def leave(self):
         self._asked.put(None)

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import pytest
 from tests.agent.targets import SERVES, Target
 
+from livepatch.cli import candidates, process
 from livepatch.cli.app import run
+from livepatch.fleet import transaction
+from livepatch.observe import metrics, report
 
 #: A prepared service.
 SERVICE = f"""
@@ -29,9 +32,25 @@ class Done(NamedTuple):
         return json.loads(self.out)
 
 
+#: For how long a command that asks only for a moment does so here: a busy machine may stand still for seconds.
+MOMENT = 8.0
+
+
+def patiently(monkeypatch):
+    for module, name in (
+        (candidates, "_PATIENCE"),
+        (process, "_PATIENCE"),
+        (metrics, "PATIENCE"),
+        (report, "_PATIENCE"),
+        (transaction, "_POLL"),
+    ):
+        monkeypatch.setattr(module, name, MOMENT)
+
+
 @pytest.fixture
-def lp(capsys):
+def lp(capsys, monkeypatch):
     """Run a livepatch command line."""
+    patiently(monkeypatch)
 
     def command(*arguments):
         capsys.readouterr()

@@ -13,17 +13,21 @@ from pathlib import Path
 
 import pytest
 from tests.agent.targets import PATIENCE
+from tests.cli.conftest import MOMENT
 
 import livepatch
 
 #: How each is started, without anybody's own settings, and what makes it complete `livepatch`.
 START = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], 'bind "set enable-bracketed-paste off"; PS1=; eval "$({})"'),
+    "bash": (
+        ["bash", "--norc", "--noprofile", "-i"],
+        'bind "set enable-bracketed-paste off"; PS1="ready> "; eval "$({})"',
+    ),
     "zsh": (
         ["zsh", "-f", "-i"],
-        'PS1=; autoload -Uz compinit; compinit -u -D; unset zle_bracketed_paste; eval "$({})"',
+        'PS1="ready> "; LISTMAX=10000; autoload -Uz compinit; compinit -u -D; unset zle_bracketed_paste; eval "$({})"',
     ),
-    "fish": (["fish", "--no-config", "-i"], "function fish_prompt; end; {} | source"),
+    "fish": (["fish", "--no-config", "-i"], 'function fish_prompt; echo -n "ready> "; end; {} | source'),
 }
 _CONTROLS = re.compile(
     r"\x1b\[[0-9;?=>]*[a-zA-Z]|\x1b[()=>][A-Z0-9]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0e-\x1f]"
@@ -40,7 +44,8 @@ class Shell:
         bin_ = folder / "bin"
         bin_.mkdir()
         source = Path(livepatch.__file__).parent.parent
-        (bin_ / "livepatch").write_text(f'#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -m livepatch "$@"\n')
+        patient = f"from livepatch.cli import candidates, main; candidates._PATIENCE = {MOMENT}; main()"
+        (bin_ / "livepatch").write_text(f'#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} -c "{patient}" "$@"\n')
         (bin_ / "livepatch").chmod(0o755)
         (folder / "home").mkdir()
         command, setup = START[name]
@@ -66,18 +71,22 @@ class Shell:
         os.write(self.terminal, keys.encode())
 
     def run(self, line: str) -> str:
-        """What is on the screen when the line has been carried out."""
+        """What is on the screen when the line has been carried out, and the shell edits the next one: before, some keys
+        are the terminal's own, and the shell never sees them.
+        """
         self._count += 1
         sum_ = "(math {}+0)" if self.name == "fish" else "$(({}+0))"  # not what is typed, but what is said
         self.press(f"{line}\recho over{sum_.format(self._count)}\r")
-        return self._until(f"over{self._count}")
+        shown = self._until(f"over{self._count}")
+        self._until("ready>")
+        return shown
 
     def completed(self, line: str, last: str) -> list[str]:
         """The words of a line after Tab. What is typed into the middle of a completion may end it: so first the last
         word is to be seen, if it comes to be what it should; it need not be drawn in one piece.
         """
         self.press(f"{line}\t")
-        self._look(last, 10.0)
+        self._look(last, PATIENCE)
         self.press("\x01printf '[%s]' \r")
         shown = self.run("")
         return re.findall(r"\[([^\]]*)\]", shown.rpartition("[livepatch]")[2])
@@ -87,7 +96,7 @@ class Shell:
         if self.name == "fish":  # it shows a menu, and takes that away again
             return self.run(f"complete -C '{line}'")
         self.press(line + {"bash": "\x1b?", "zsh": "\x04"}[self.name])  # Tab would first insert what all have in common
-        self._look(among, 10.0)
+        self._look(among, PATIENCE)
         return self.run("\x15")
 
     def _until(self, text: str) -> str:

@@ -153,7 +153,7 @@ def test_check_for_programs(lp, service, enter, asleep, patch):
 
 def test_load_warns_of_what_never_returns(lp, service, enter, patch):
     enter("serve")
-    done = lp("load", patch("fix", "serve"), "--pid", service.pid, "--timeout", 1.2)
+    done = lp("load", patch("fix", "serve"), "--pid", service.pid, "--timeout", 4)
     assert done.status == 3
     first = done.err.splitlines()[0]
     said = rf"serve\(\) {re.escape(NEVER)}"
@@ -167,7 +167,7 @@ def test_load_knows_what_check_has_seen(lp, service, enter, asleep, patch):
     file, pid = patch("fix", "slow"), ("--pid", service.pid)
     asleep(file, 1)
     lp("check", file, *pid, "--watch", 0.6)
-    done = lp("load", file, *pid, "--timeout", 0.8)
+    done = lp("load", file, *pid, "--timeout", 4)
     assert done.status == 3
     assert re.match(r"livepatch: thread pool_0 has been in slow \(<string>:\d+\) for \d+ s: returns when", done.err)
 
@@ -183,6 +183,7 @@ def test_a_load_that_nobody_is_in_the_way_of_says_nothing(lp, service, enter, pa
 
 def test_tasks_tell_where_they_came_from(lp, service, enter):
     enter("pool", "handle")
+    eventually(lambda: lp("tasks", "--pid", service.pid).out.count(".wait (") == 2)
     done = lp("tasks", "--pid", service.pid)
     assert done.out.splitlines()[1].split() == ["KIND", "NAME", "ORIGIN", "IN"]
     assert re.search(
@@ -199,9 +200,10 @@ def test_tasks_tell_where_they_came_from(lp, service, enter):
     assert (tasks["pool_0"]["seconds"], tasks["pool_0"]["hint"]) == (None, "")
 
 
-def test_tasks_of_a_transition(lp, service, enter, patch):
+def test_tasks_of_a_transition(lp, service, enter, asleep, patch):
     enter("pool", "handle")
     file = patch("fix", "slow")
+    asleep(file, 1)
     lp("load", file, "--pid", service.pid, "--timeout", 0, "--on-stall", "keep")
     eventually(lambda: lp("tasks", "--pid", service.pid).out.count("unpatched") == 1)
     lines = lp("tasks", "--pid", service.pid).out.splitlines()

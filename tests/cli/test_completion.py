@@ -7,9 +7,11 @@ from contextlib import redirect_stdout
 
 import pytest
 from tests.agent.targets import Target
+from tests.cli.conftest import patiently
 from tests.cli.shells import START, Shell
 
 from livepatch.attach.client import Client, NotPrepared
+from livepatch.cli import candidates
 from livepatch.cli.app import run
 
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
@@ -18,6 +20,7 @@ PLAIN = [getattr(sys, "_base_executable", sys.executable)]
 @pytest.fixture
 def offers(monkeypatch):
     """What is offered behind a line, as (type, value, help)."""
+    patiently(monkeypatch)
 
     def answered(line):
         monkeypatch.setenv("COMP_LINE", line)
@@ -117,8 +120,9 @@ def test_files_are_left_to_the_shell(offers):
     assert offers("livepatch run -- env ")[0][0] == "file"
 
 
-def test_no_process_is_touched(offers, service):
+def test_no_process_is_touched(offers, service, monkeypatch):
     """One without an agent stays without; one that is stopped is passed over, and stays stopped."""
+    monkeypatch.setattr(candidates, "_PATIENCE", 0.2)
     service.signal(signal.SIGSTOP)
     with Target("say('ready'); hear()", command=PLAIN) as bare:
         assert bare.hear() == "ready"

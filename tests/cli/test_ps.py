@@ -133,7 +133,7 @@ def test_another_users_process_is_listed(service):
 
 def test_agents_that_do_not_answer_are_waited_for_all_at_once(lp, monkeypatch):
     monkeypatch.setattr(commands, "_PATIENCE", 3.0)  # far more than all the rest takes
-    number = 4
+    number = 10
     prepared = [Target("import livepatch as lp; lp.start_agent(); say('ready'); hear()") for _ in range(number)]
     try:
         for target in prepared:

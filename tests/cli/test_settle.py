@@ -144,7 +144,7 @@ def test_a_transition_that_completes_while_we_wait(lp, occupied, patch):
 
 
 def test_progress_is_said_in_lines_when_nobody_watches(lp, occupied, patch):
-    done = lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 1.5)
+    done = lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 4)
     assert done.status == 3
     line = done.out.splitlines()[0]
     assert line.startswith("patching 'fix': 1 of 2 tasks left, waiting for thread worker in slow (")

@@ -1,5 +1,6 @@
 """What the tests of the core share: modules to patch, patches for them, threads that obey, places to hold them at."""
 
+import asyncio
 import queue
 import sys
 import textwrap
@@ -11,9 +12,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 import livepatch as lp
-from livepatch.core import lists, registry
+from livepatch.core import flow, lists, registry
 from livepatch.core.codes import definitions
-from livepatch.testing import manual_rounds
+from livepatch.core.tasks.asyncio import KIND
+from livepatch.testing import manual_rounds, tick
 
 #: How long anything may take before a test gives up: generous, the machine may be busy.
 PATIENCE = 60.0
@@ -25,6 +27,25 @@ def until(condition, what: str = "what the test waits for") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"in vain: {what}"
         time.sleep(0.001)
+
+
+async def rounds(count: int = 3) -> None:
+    """Some rounds, made by another thread, with turns of the loop between them.
+
+    Whole ones: a loop looks at its tasks in slices of time, which are soon over where others need the processor.
+    """
+    for _ in range(count):
+        await asyncio.to_thread(tick)
+        await asyncio.sleep(0)
+        while any(loop.scheduled for loop in list(KIND._loops.values())):
+            await asyncio.sleep(0)
+
+
+def asleep(ident: int) -> bool:
+    """The thread waits in an event, and has got as far as the lock: it says so a few lines before it is there."""
+    frame = sys._current_frames().get(ident)
+    waits = frame is not None and frame.f_code is threading.Condition.wait.__code__
+    return waits and flow.called(frame) == "waiter.acquire"
 
 
 @contextmanager
@@ -62,13 +83,20 @@ class Gate:
         self.all.add(self)
         self.reached = threading.Event()
         self._go = threading.Event()
+        self._ident = 0
 
     def __call__(self, *_):
+        self._ident = threading.get_ident()
         self.reached.set()
         assert self._go.wait(PATIENCE), "nobody opened the gate"
 
     def arrived(self):
         assert self.reached.wait(PATIENCE), "nobody came to the gate"
+
+    def waited_at(self):
+        """Whoever came last has arrived, and waits: for tests of what is said of it."""
+        self.arrived()
+        until(lambda: asleep(self._ident), "somebody waits at the gate")
 
     def open(self):
         self._go.set()

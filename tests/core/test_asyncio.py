@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 from tests.core import kit
+from tests.core.kit import rounds
 
 import livepatch as lp
 from livepatch.core import registry
@@ -100,13 +101,6 @@ class Parked:
     async def go_on(self):
         self._go.set()
         return await self.task
-
-
-async def rounds(count=3):
-    """Some rounds, made by another thread, with turns of the loop between them."""
-    for _ in range(count):
-        await asyncio.to_thread(tick)
-        await asyncio.sleep(0)
 
 
 async def finished():
@@ -213,7 +207,8 @@ def test_a_task_that_never_leaves_an_unpatched_coroutine_moves_when_it_waits(tar
         assert state(serving) == 1
         assert state(parked.task) == 0
         del met[:]
-        await asyncio.sleep(0.005)
+        while len(met) < 3:
+            await asyncio.sleep(0)
         assert set(met) == {NEWS}
         stop.set()
         await serving

@@ -420,6 +420,7 @@ def test_the_tree_of_a_process():
 
 def test_patch_state_shows_who_blocks(in_transition, held):
     assert {name for name, state in tasks("patch_state").items() if state == "0"} == {"a worker"}
+    held.inside[0][0].waited_at()
     innermost, *rest = tasks("stack")["a worker"].splitlines()
     assert innermost.startswith(("Event.wait (", "Condition.wait ("))
     assert any(line.startswith("f (lp_target_old.py:") for line in rest)

@@ -118,7 +118,7 @@ def test_requests_of_two_servers(target):
 def test_what_never_returns_is_known_at_once(target, worker):
     gate = Gate()
     ended = worker().begin(target.g, gate)
-    gate.arrived()
+    gate.waited_at()
     one = in_the_way(checked(target))
     said = "mark it immediate (livepatch build --immediate 'lp_target:g') or patch what it calls"
     assert one.hint.startswith(f"g() never returns: {said}; waits for a lock in ")
@@ -232,10 +232,10 @@ def test_between_two_pieces_of_work(module, worker):
     gate, thread = kit.Gate(), worker()
     thread.begin(target.request, gate)
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pool") as pool:
-        gate.arrived()
+        gate.waited_at()
         gate.reached.clear()
         pool.submit(target.request, gate)
-        gate.arrived()
+        gate.waited_at()
         lp.enable_patch(lp.Patch("P", made.objects, consistency="boundary"))
         found = lp.tasks()
         gate.open()
@@ -490,27 +490,42 @@ def test_the_same_call_of_a_thread_that_is_awake(module):
     thread.start()
     gate.arrived()
     kit.until(lambda: checked(target, "f") and blockers.memory.still())
-    seconds = 0.0
-    for _ in range(20):
+    seconds, looks = 0.0, 0
+    while looks < 20 or not seconds:
+        looks += 1
         time.sleep(0.001)
         for still in blockers.memory.still():  # nothing, if the thread did not stand still long enough to be seen
             assert still.seconds > seconds
             seconds = still.seconds
         assert len(blockers.memory._seen) == 1
-    assert seconds
     gate.open()
     thread.join()
     assert blockers.memory.still() == []
     assert not blockers.memory._seen
 
 
-def test_the_same_call_of_a_thread_that_sleeps(target, held):
+def seen_asleep(target, monkeypatch, lasting=blockers.LASTING):
+    """What is known of the thread before and after 10 ms. The system may put it to sleep a little after it says so."""
+    found = []
+
+    def twice():
+        monkeypatch.setattr(blockers, "LASTING", 10.0)
+        checked(target)
+        found[:] = blockers.memory.still()
+        time.sleep(0.01)
+        monkeypatch.setattr(blockers, "LASTING", lasting)
+        found.extend(blockers.memory.still())
+        return len(found) == 2
+
+    kit.until(twice, "the thread sleeps")
+    return found
+
+
+def test_the_same_call_of_a_thread_that_sleeps(target, held, monkeypatch):
     """It is called in a loop, but the system has not switched to the thread since."""
     held.begin(target.f)
-    kit.until(lambda: checked(target) and blockers.memory.still())
-    first = blockers.memory.still()[0]
-    time.sleep(0.01)
-    assert blockers.memory.still()[0].seconds >= first.seconds + 0.01
+    before, after = seen_asleep(target, monkeypatch)
+    assert after.seconds >= before.seconds + 0.01
     held.release()
     kit.until(lambda: not blockers.memory.still())
 
@@ -543,10 +558,7 @@ def test_the_same_coroutine(module):
 
 def test_ten_seconds_are_said(target, held, monkeypatch):
     held.begin(target.f)
-    kit.until(lambda: checked(target) and blockers.memory.still())
-    (before,) = blockers.memory.still()
-    monkeypatch.setattr(blockers, "LASTING", 0.001)
-    (after,) = blockers.memory.still()
+    before, after = seen_asleep(target, monkeypatch, 0.01)
     held.release()
     assert (blockers.stuck(after), before.hint) == (True, "goes when f() returns; " + before.hint.partition("; ")[2])
 

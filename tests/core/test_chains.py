@@ -9,9 +9,9 @@ import types
 
 import pytest
 from tests.core import kit
+from tests.core.kit import rounds
 
 import livepatch as lp
-from livepatch.core.tasks.asyncio import KIND
 from livepatch.testing import tick
 
 pytestmark = pytest.mark.usefixtures("rounds_by_hand")
@@ -159,15 +159,6 @@ def patch(target):
 def flat(met):
     """Everything in what a way returned."""
     return {met} if isinstance(met, str) else {word for part in met for word in flat(part)}
-
-
-async def rounds(count=4):
-    """Whole ones: a loop looks at its tasks in slices of time, which are soon over where others need the processor."""
-    for _ in range(count):
-        await asyncio.to_thread(tick)
-        await asyncio.sleep(0)
-        while any(loop.scheduled for loop in KIND._loops.values()):
-            await asyncio.sleep(0)
 
 
 async def finished():

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from tests.core import kit
 
 from livepatch.core import flow
 
@@ -242,6 +243,7 @@ def test_the_frames_below_every_thread():
     thread = threading.Thread(target=waits)
     thread.start()
     ready.wait()
+    kit.until(lambda: kit.asleep(thread.ident))
     frame = sys._current_frames()[thread.ident]
     while frame.f_code is not waits.__code__:
         frame = frame.f_back

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.agent.targets import PATIENCE, SERVES, Target, eventually
+from tests.agent.targets import SERVES, Target, eventually
 
-from livepatch.attach.client import Client
+from livepatch.attach.client import LOAD_TIMEOUT, Client
 from livepatch.cli.app import run
 
 #: Both functions change, and the one calls the other: who sees one of each says so. Three threads call them all the
@@ -146,7 +146,7 @@ class Faulty:
 
 def wait(child: int) -> int:
     """The exit status of a child, or minus the signal that ended it; fails if it does not end."""
-    deadline = time.monotonic() + 2 * PATIENCE
+    deadline = time.monotonic() + 2 * LOAD_TIMEOUT  # so long it may wait for an answer
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

@@ -4,16 +4,10 @@ import signal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.agent.targets import PATIENCE, Target
+from tests.agent.targets import Target
 from tests.cli.conftest import SERVICE
 
 from livepatch.observe import metrics
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    """The machine may be busy."""
-    monkeypatch.setattr(metrics, "PATIENCE", PATIENCE)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_who_moved_and_by_which_way(lp, patch, report):
     """A thread that sleeps is seen from outside, asyncio's tasks move when their loop is idle."""
     with Target(WAYS) as service:
         assert service.hear() == "ready"
-        options = ("--timeout", 0.6, "--on-stall", "keep", "--report", report)
+        options = ("--timeout", 4, "--on-stall", "keep", "--report", report)
         done = lp("load", patch("fix", "held"), "--pid", service.pid, *options)
         assert done.status == 3
         found = {task: (kind, way) for kind, task, way in moves(report.read_text())}

@@ -29,6 +29,12 @@ pytestmark = pytest.mark.once
 START = "from livepatch.cli import main; main()"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """What is slow for a moment is not shown as if it did not answer."""
+    monkeypatch.setattr(watch, "PATIENCE", 5.0)
+
+
 class Recorded(Top):
     """The screen, which keeps its notices for longer than they are shown."""
 

@@ -34,8 +34,8 @@ from livepatch.core.model import LivepatchError
 
 #: How long anything may take before a test gives up: generous, the machine may be busy.
 PATIENCE = 60.0
-#: How long a transition may take, in seconds, before the command takes it back. Most take milliseconds.
-STALL = 15
+#: How long a transition may take, in seconds, before the command takes it back: milliseconds, but on a busy machine.
+STALL = 60
 #: How many answers there are between two transitions, at least.
 ENOUGH = 12
 SERVED = Path(__file__).parent / "served"

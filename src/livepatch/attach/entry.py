@@ -104,17 +104,19 @@ def _alone(process: Process, patience: float) -> Iterator[float]:
     """One attach to a process at a time: an interpreter has room for one request only, a thread for one tracer.
 
     The lock is on a file that only those can open who may attach, and that is gone with the process. Who keeps it for
-    longer than so many seconds holds up nobody. Gives the seconds that were waited.
+    longer than so many seconds holds up nobody. Gives the seconds that were waited: none if nobody had it, however slow
+    the machine is.
     """
     with open(f"/proc/{process.pid}/environ", "rb") as file:
-        began = time.monotonic()
-        while time.monotonic() < began + patience:
+        began, waited = time.monotonic(), 0.0
+        while waited < patience:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(0.01)
-        yield time.monotonic() - began
+            waited = time.monotonic() - began
+        yield waited
 
 
 def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:

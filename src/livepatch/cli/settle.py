@@ -38,6 +38,9 @@ Confirm = Callable[[str], bool]
 NAMED, _LINES = 20, 5
 #: Seconds between two looks, at first and at most, and between two that name who is in the way.
 _FIRST_PAUSE, _LONGEST_PAUSE, _NAMING_PAUSE = 0.005, 0.1, 0.5
+#: Seconds that the end of a stall is waited for at least, however few the way there was given: a process that is only
+#: slow is back by then, and not said to have been left in the middle.
+_AFTERWARDS = 5.0
 
 
 class Settling:
@@ -110,16 +113,16 @@ class Settling:
 
     # -- waiting -----------------------------------------------------------------------------------
 
-    def _wait(self) -> None:
+    def _wait(self, at_least: float = 0.0) -> None:
         """Look until it is over, one refuses, or the time is up."""
-        transaction = self.transaction
+        transaction, timeout = self.transaction, max(self._timeout, at_least)
         begun = time.monotonic()
         pause, name_at = _FIRST_PAUSE, begun + _NAMING_PAUSE
         warned: set[tuple[int, str]] = set()
         blocking: dict[Member, list[State]] = {}
-        with progress(self._timeout) as show:
+        with progress(timeout) as show:
             while not transaction.refused() or transaction.returning:
-                if transaction.over() or (left := begun + self._timeout - time.monotonic()) <= 0:
+                if transaction.over() or (left := begun + timeout - time.monotonic()) <= 0:
                     return
                 show(transaction, blocking)
                 time.sleep(min(pause, left))
@@ -177,7 +180,7 @@ class Settling:
     def _force(self) -> None:
         transaction = self.transaction
         transaction.force()
-        self._wait()
+        self._wait(_AFTERWARDS)
         goal = "enabled" if transaction.enabled else "disabled"
         never = any(member.state and member.state["forced"] for member in transaction.members)
         output.warn(
@@ -210,7 +213,7 @@ class Settling:
             output.warn(f"It was over just then: '{transaction.name}' is {_settled(transaction.members[0])}.")
             return
         transaction.turn_back()
-        self._wait()
+        self._wait(_AFTERWARDS)
         if transaction.pending():
             transaction.look(blockers=NAMED)
         transaction.conclude()
