@@ -3,6 +3,7 @@
 import os
 import signal
 import textwrap
+import time
 
 import pytest
 from tests.agent.targets import PATIENCE, Target
@@ -87,6 +88,16 @@ def test_one_that_never_answers():
         symbol, sentence = refusal(target.pid, timeout=0.2)
         assert symbol == "ETIMEDOUT"
         assert sentence.startswith(f"Process {target.pid} did not answer 'hello' within 0.2 s;")
+
+
+def test_one_of_several_that_does_not_answer():
+    """The limit is said that there was for all, and not what others had left of it."""
+    with impostor("serve(lambda request: hello(request) if request['method'] == 'hello' else b'')") as target:
+        with Client(target.pid) as client:
+            question = client.ask("list")
+            with pytest.raises(LivepatchError, match=r"did not answer 'list' within 3 s;") as error:
+                client.answer(question, timeout=3.0, begun=time.monotonic() - 3.0)
+            assert error.value.symbol == "ETIMEDOUT"
 
 
 def test_one_that_is_stopped():

@@ -34,6 +34,8 @@ ANSWER_TIMEOUT = 15.0
 #: Seconds of waiting after which it is looked whether the process is stopped, so that waiting is in vain; and if it was
 #: at the last look.
 _LOOK, _LOOK_AGAIN = 1.0, 0.1
+#: Seconds for an answer that should be there: others were waited for meanwhile.
+_GLANCE = 0.01
 #: A load compiles, imports and runs callbacks.
 LOAD_TIMEOUT = 120.0
 #: The agent takes no longer requests.
@@ -168,11 +170,14 @@ class Client:
             raise self._lost(method) from None
         return question
 
-    def answer(self, question: Question, *, timeout: float = ANSWER_TIMEOUT) -> Any:
+    def answer(self, question: Question, *, timeout: float = ANSWER_TIMEOUT, begun: float | None = None) -> Any:
         """The answer to what was asked. LivepatchError(ETIMEDOUT) if it does not come in time, or the process is
         stopped: it may be waited for again, or something else be asked, and then what comes late is passed over.
+
+        The time counts from now, or from `begun`, by the monotonic clock; one that has come is read in any case.
         """
-        deadline = time.monotonic() + timeout
+        now = time.monotonic()
+        deadline = now + timeout if begun is None else max(begun + timeout, now + _GLANCE)
         try:
             while True:
                 try:

@@ -172,10 +172,10 @@ def together(
             questions[member] = member.connected.ask(method, **params)
         except LivepatchError as error:
             answers[member] = error
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
     for member, question in questions.items():
         try:
-            answers[member] = member.connected.answer(question, timeout=max(0.01, deadline - time.monotonic()))
+            answers[member] = member.connected.answer(question, timeout=timeout, begun=begun)
             member.silent = False
         except LivepatchError as error:
             answers[member] = error
