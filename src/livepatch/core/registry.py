@@ -30,7 +30,7 @@ from . import (
     values,
 )
 from . import tasks as task_kinds
-from .journal import counting, new_record, note_end
+from .journal import counted, new_record, note_end
 from .kind import PATCHED, UNPATCHED
 from .lists import changing, exclusively, interrupted, listed, loaded_patches, taints, transition_of
 from .lock import TakenOver
@@ -98,7 +98,7 @@ def _take_over() -> None:
 # -- enabling ------------------------------------------------------------------------------------------------
 
 
-@counting("enable")
+@counted("enable")
 def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
     """Load a patch: check that it fits, redirect its functions and start the transition.
 
@@ -344,7 +344,7 @@ def parse_bool(value: object) -> bool | None:
     raise LivepatchError(errno.EINVAL, f"{value!r} is neither true nor false; write 1 or 0.")
 
 
-@counting("write_enabled")
+@counted("write_enabled")
 def write_enabled(name: str, value: object) -> None:
     """Write the `enabled` attribute: disable a patch, or reverse its running transition.
 
@@ -408,7 +408,7 @@ def _reverse_transition() -> None:
     rounds.soon()
 
 
-@counting("force")
+@counted("force")
 def force_transition(name: str) -> None:
     """Move all remaining tasks of a running transition at once, wherever they are: consistency is lost.
 
@@ -431,7 +431,7 @@ def force_transition(name: str) -> None:
                 other.forced = other.forced or other is not patch
 
 
-@counting("unload")
+@counted("unload")
 def unload_patch(name: str) -> None:
     """Forget a disabled patch, so that one of its name can be loaded again: rmmod.
 
