@@ -85,6 +85,27 @@ def test_a_zombie_is_gone():
             processes.owner(ended.pid)
 
 
+def test_one_that_ends_was_a_python_until_it_is_gone():
+    """Its memory goes before it counts as ended, and nothing of it tells then what it was."""
+    script = """
+        import os
+        while True:
+            if (child := os.fork()) == 0: os._exit(0)
+            say(child)
+            hear()
+            os.waitpid(child, 0)
+    """
+    with Target(script) as target:
+        for _ in range(300):
+            child = int(target.hear())
+            with pytest.raises(NoAccess) as gone:
+                while True:
+                    processes.require_python(child)
+            assert gone.value.symbol == "ESRCH", gone.value
+            assert not processes.alive(child)
+            target.say("next")
+
+
 def test_no_python():
     with subprocess.Popen(["sleep", "1000"]) as sleeper:
         try:

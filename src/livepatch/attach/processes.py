@@ -130,16 +130,12 @@ def examine(pid: int) -> Process:
     if int(fields["Tgid"]) != pid:
         raise NoAccess(errno.ESRCH, f"{pid} is a thread of process {fields['Tgid']}; use --pid {fields['Tgid']}.")
     thread = pid
-    if fields["State"].startswith(("Z", "X")):
+    if _is_over(fields):
         # The main thread alone may have ended. The kernel shows nothing of the process there then, but all of it at any
         # of the threads that go on.
         others = [int(name) for name in _list(f"/proc/{pid}/task") if int(name) != pid]
         if not others:
-            raise NoAccess(
-                errno.ESRCH,
-                f"Process {pid} has ended and is a zombie: its parent, process {fields['PPid']}, has not asked for its"
-                " exit status.",
-            )
+            raise _ended(pid, fields)
         thread = others[0]
     uid = int(fields["Uid"].split()[1])
     try:
@@ -150,6 +146,8 @@ def examine(pid: int) -> Process:
         executable, maps = fields["Name"], b""
     except PermissionError:
         raise NoAccess(errno.EACCES, closed(pid, uid)) from None
+    if not maps and not alive(pid):  # it had its memory a moment ago
+        raise _ended(pid, fields)
     inner_pid = int(fields.get("NSpid", str(pid)).split()[-1])
     executable = executable.removesuffix(" (deleted)")
     return Process(pid, inner_pid, uid, executable, command_of(pid), _python_version(maps), bool(_MUSL.search(maps)))
@@ -197,10 +195,34 @@ def owner(pid: int) -> tuple[int, int]:
 def alive(pid: int) -> bool:
     """Whether the process still runs (a zombie does not, unless it is only the main thread that has ended)."""
     try:
-        state = status(pid)["State"]
+        if not _is_over(status(pid)):
+            return True
     except NoAccess:
         return False
-    return not state.startswith(("Z", "X")) or len(_list(f"/proc/{pid}/task")) > 1
+    return any(_goes_on(int(name)) for name in _list(f"/proc/{pid}/task"))
+
+
+def _goes_on(thread: int) -> bool:
+    try:
+        return not _is_over(status(thread))
+    except NoAccess:
+        return False
+
+
+def _is_over(fields: dict[str, str]) -> bool:
+    """A thread has ended, or is ending so that it has no memory any more; the kernel's own never have any."""
+    kernels = "2" in (fields["Pid"], fields["PPid"])
+    return fields["State"].startswith(("Z", "X")) or ("VmSize" not in fields and not kernels)
+
+
+def _ended(pid: int, fields: dict[str, str]) -> NoAccess:
+    if not fields["State"].startswith("Z"):
+        return NoAccess(errno.ESRCH, f"Process {pid} is just ending.")
+    return NoAccess(
+        errno.ESRCH,
+        f"Process {pid} has ended and is a zombie: its parent, process {fields['PPid']}, has not asked for its"
+        " exit status.",
+    )
 
 
 def pythons() -> Iterator[Process]:
