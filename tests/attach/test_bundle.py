@@ -257,6 +257,26 @@ def test_a_script_that_is_run_twice_is_one_arrival(monkeypatch):
         assert target.hear() == "True"
 
 
+def test_the_second_of_two_ways_in_leaves_nothing_open(tmp_path):
+    """Both have opened the file, and the other was the first to take it away."""
+    agent = tmp_path / "agent"
+    agent.touch()
+    text = bundle._SCRIPT.replace("{pid}", "posix.getpid()").format(bundle=str(agent), size=1, failure="")
+    program = f"""
+import _thread, os, posix, time
+came = []
+def unlink(path):
+    came.append(path)
+    raise FileNotFoundError(path)
+posix.unlink = unlink
+exec({text!r})
+while not came or _thread._count(): time.sleep(0.001)
+print([n for n in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{{n}}") == {str(agent)!r}])
+"""
+    done = subprocess.run([*PLAIN, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 @pytest.mark.parametrize("does", ["import linecache", "import livepatch.archive.fit"])
 def test_a_fork_waits_only_so_long_and_its_child_imports_anew(does):
     with running(FORKS.format(seconds=6, does=does)) as target:

@@ -39,14 +39,14 @@ def livepatch_attach(main_thread):
             from _frozen_importlib_external import MAGIC_NUMBER
             try:
                 file = posix.open({bundle!r}, posix.O_RDONLY | posix.O_CLOEXEC)
-                posix.unlink({bundle!r})
+                try:
+                    posix.unlink({bundle!r})
+                    # Each of these steps may cost a turn of somebody who keeps the interpreter for long.
+                    sources, magic, modules = marshal.loads(posix.read(file, {size}))
+                finally:
+                    posix.close(file)
             except FileNotFoundError:
                 return  # two ways in were tried, and the other has it; or nobody waits for us any more
-            try:
-                # Each of these steps may cost a turn of somebody who keeps the interpreter for long.
-                sources, magic, modules = marshal.loads(posix.read(file, {size}))
-            finally:
-                posix.close(file)
             modules = marshal.loads(modules) if magic == MAGIC_NUMBER else sources
             names = {{"__name__": "livepatch.attach.arrival"}}
             exec(modules.pop("attach/arrival.py"), names)
