@@ -11,14 +11,14 @@ __all__ = ["lp", "patch"]
 
 @pytest.fixture
 def services():
-    """Start so many services."""
+    """Start so many services; in the order of their pids, as they are named."""
     with contextlib.ExitStack() as stack:
 
         def start(count):
             targets = [stack.enter_context(Target(SERVICE)) for _ in range(count)]
             for target in targets:
                 assert target.hear() == "ready"
-            return targets
+            return sorted(targets, key=lambda target: target.pid)
 
         yield start
 

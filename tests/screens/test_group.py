@@ -6,35 +6,12 @@ import signal
 
 import pytest
 from tests.agent.targets import Target, eventually
-from tests.cli.conftest import SERVICE
+from tests.fleet.conftest import occupy, pids, services
 from tests.observe.conftest import record, records
 from tests.screens.test_top import on_screen, state
 
-__all__ = ["record"]
+__all__ = ["record", "services"]
 pytestmark = pytest.mark.once
-
-
-@pytest.fixture
-def services():
-    """Start so many services."""
-    with contextlib.ExitStack() as stack:
-
-        def start(count):
-            targets = [stack.enter_context(Target(SERVICE)) for _ in range(count)]
-            for target in targets:
-                assert target.hear() == "ready"
-            return sorted(targets, key=lambda target: target.pid)
-
-        yield start
-
-
-def occupy(target):
-    target.say("enter")
-    assert target.hear() == "inside"
-
-
-def words(targets):
-    return [word for target in targets for word in ("--pid", target.pid)]
 
 
 async def mark(screen, *targets, until="fix"):
@@ -58,7 +35,7 @@ async def point(screen, target):
 
 def test_disable_and_unload_in_those_that_are_marked_and_no_other(lp, services, patch, record):
     targets = services(3)
-    assert lp("load", patch("fix", "answer"), *words(targets)).status == 0
+    assert lp("load", patch("fix", "answer"), *pids(targets)).status == 0
     record.unlink()
     first, other, last = targets
     both = f"2 processes ({first.pid}, {last.pid})"
@@ -93,7 +70,7 @@ def test_disable_and_unload_in_those_that_are_marked_and_no_other(lp, services, 
 
 def test_if_one_is_stopped_by_then_nothing_is_done_in_any(lp, services, patch):
     targets = services(2)
-    assert lp("load", patch("fix", "answer"), *words(targets)).status == 0
+    assert lp("load", patch("fix", "answer"), *pids(targets)).status == 0
 
     async def scenario(screen):
         await mark(screen, *targets)
@@ -116,7 +93,7 @@ def test_if_one_is_stopped_by_then_nothing_is_done_in_any(lp, services, patch):
 
 def test_if_one_is_not_as_it_was_shown_nothing_is_done_in_any(lp, services, patch):
     targets = services(2)
-    assert lp("load", patch("fix", "answer"), *words(targets)).status == 0
+    assert lp("load", patch("fix", "answer"), *pids(targets)).status == 0
 
     async def scenario(screen):
         await mark(screen, *targets)
@@ -134,7 +111,7 @@ def test_if_one_is_not_as_it_was_shown_nothing_is_done_in_any(lp, services, patc
 def test_if_one_refuses_all_go_back(lp, services, patch):
     """In one of them the transition of another patch runs, which is known only when it is told to begin."""
     targets = services(2)
-    assert lp("load", patch("one", "answer"), *words(targets)).status == 0
+    assert lp("load", patch("one", "answer"), *pids(targets)).status == 0
     occupy(targets[1])
     stays = ("--timeout", 0, "--on-stall", "keep")
     assert lp("load", patch("two", "slow"), "--pid", targets[1].pid, *stays).status == 3
@@ -156,7 +133,7 @@ def test_force_and_reverse(lp, services, patch, key, after):
     targets = services(2)
     for target in targets:
         occupy(target)
-    lp("load", patch("fix", "slow"), *words(targets), "--timeout", 0, "--on-stall", "keep")
+    lp("load", patch("fix", "slow"), *pids(targets), "--timeout", 0, "--on-stall", "keep")
 
     async def scenario(screen):
         await mark(screen, *targets, until="fix patching (1/2)")
