@@ -194,12 +194,7 @@ def owner(pid: int) -> tuple[int, int]:
 
 def alive(pid: int) -> bool:
     """Whether the process still runs (a zombie does not, unless it is only the main thread that has ended)."""
-    try:
-        if not _is_over(status(pid)):
-            return True
-    except NoAccess:
-        return False
-    return any(_goes_on(int(name)) for name in _list(f"/proc/{pid}/task"))
+    return _goes_on(pid) or any(_goes_on(int(name)) for name in _list(f"/proc/{pid}/task"))
 
 
 def _goes_on(thread: int) -> bool:

@@ -479,8 +479,8 @@ def await_absent(patch: Patch) -> None:
         if name is None or obj.module is not None:
             continue
         deadline = originals.monotonic() + 1.0
-        while name not in sys.modules and cpython.importing(name) and originals.monotonic() < deadline:
-            if _comes_to_us(name):
+        while not (name in sys.modules or _comes_to_us(name)):
+            if not cpython.importing(name) or originals.monotonic() >= deadline:
                 break
             originals.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
         if _comes_to_us(name):

@@ -213,7 +213,7 @@ class Top(App[None]):
             self._say(f"'{patch['name']}' is {words.state_of(patch)} already.")
         else:
             name = patch["name"]
-            order = Order("write_enabled", name, True, False, f"'{name}' is being disabled.", "0")
+            order = _disabling(name)
             self._confirm(view, order, "disable", None, f"Take '{name}' back in process {view.pid}?")
 
     def action_reverse(self) -> None:
@@ -225,8 +225,7 @@ class Top(App[None]):
             return
         view, changing = found
         name, enabled = changing["name"], changing["enabled"]
-        goes, stays = ("taken back", "disabled") if enabled else ("kept", "enabled")
-        order = Order("write_enabled", name, enabled, True, f"'{name}' is being {goes}.", "0" if enabled else "1")
+        order, stays = _reversing(name, enabled=enabled)
         question = f"Reverse the transition of '{name}' in process {view.pid}, so that it is {stays} in the end?"
         self._confirm(view, order, "reverse", None, question)
 
@@ -241,7 +240,7 @@ class Top(App[None]):
         name, enabled = changing["name"], changing["enabled"]
         said = f"{changing['left']} of {changing['total']} tasks of process {view.pid} are still in code that '{name}'"
         about = Group(Text(f"{said} changes:"), draw.blockers(view.blocking, most=_PLACES))
-        order = Order("force", name, enabled, True, f"the remaining tasks of '{name}' were forced.")
+        order = _forcing(name, enabled=enabled)
         self._confirm(view, order, "force", about, words.consequence(name, enabled=enabled) + " Do it?")
 
     def action_unload(self) -> None:
@@ -257,7 +256,7 @@ class Top(App[None]):
             self._say(f"'{patch['name']}' is in use; d disables it.")
         else:
             name = patch["name"]
-            order = Order("unload", name, False, False, f"'{name}' is unloaded.")
+            order = _unloading(name)
             self._confirm(view, order, "unload", None, f"Forget '{name}' in process {view.pid}?")
 
     # -- the same in all that are marked -------------------------------------------------------------
@@ -274,15 +273,14 @@ class Top(App[None]):
         if not shown:
             self._say(f"'{name}' is enabled in none of the marked processes.")
             return
-        order = Order("write_enabled", name, True, False, f"'{name}' is being disabled.", "0")
+        order = _disabling(name)
         self._confirm_all(shown, order, "disable", None, f"Take '{name}' back in {named(list(shown))}?")
 
     def _reverse_all(self) -> None:
         if (found := self._all_changing()) is None:
             return
         name, enabled, shown, _ = found
-        goes, stays = ("taken back", "disabled") if enabled else ("kept", "enabled")
-        order = Order("write_enabled", name, enabled, True, f"'{name}' is being {goes}.", "0" if enabled else "1")
+        order, stays = _reversing(name, enabled=enabled)
         where = named(list(shown))
         question = f"Reverse the transition of '{name}' in {where}, so that it is {stays} in the end?"
         self._confirm_all(shown, order, "reverse", None, question)
@@ -293,7 +291,7 @@ class Top(App[None]):
         name, enabled, shown, views = found
         left = sum(view.changing["left"] for view in views if view.changing)
         about = Text("\n".join(f"{_left(view)} are still in code that '{name}' changes." for view in views))
-        order = Order("force", name, enabled, True, f"the remaining tasks of '{name}' were forced.")
+        order = _forcing(name, enabled=enabled)
         said = words.consequence(name, enabled=enabled, left=left, processes=len(views))
         self._confirm_all(shown, order, "force", about, f"{said} Do it?")
 
@@ -310,7 +308,7 @@ class Top(App[None]):
         if used or not shown:
             self._say(f"'{name}' is in use in {named(used)}; d disables it." if used else f"Nobody has '{name}'.")
             return
-        order = Order("unload", name, False, False, f"'{name}' is unloaded.")
+        order = _unloading(name)
         self._confirm_all(shown, order, "unload", None, f"Forget '{name}' in {named(list(shown))}?")
 
     def _all_addressed(self) -> list[View] | None:
@@ -381,6 +379,30 @@ class Top(App[None]):
 
     def _say(self, sentence: str) -> None:
         self.notify(sentence, severity="warning", markup=False)
+
+
+# -- what is told, to one or to several ----------------------------------------------------------------
+
+
+def _disabling(name: str) -> Order:
+    return Order("write_enabled", name, True, False, f"'{name}' is being disabled.", "0")
+
+
+def _reversing(name: str, *, enabled: bool) -> tuple[Order, str]:
+    """And what the patch is in the end."""
+    goes, stays = ("taken back", "disabled") if enabled else ("kept", "enabled")
+    return Order("write_enabled", name, enabled, True, f"'{name}' is being {goes}.", "0" if enabled else "1"), stays
+
+
+def _forcing(name: str, *, enabled: bool) -> Order:
+    return Order("force", name, enabled, True, f"the remaining tasks of '{name}' were forced.")
+
+
+def _unloading(name: str) -> Order:
+    return Order("unload", name, False, False, f"'{name}' is unloaded.")
+
+
+# -- tables --------------------------------------------------------------------------------------------
 
 
 def _fill(table: DataTable[Text], before: dict[str, tuple[str, ...]], rows: dict[str, tuple[str, ...]]) -> bool:
