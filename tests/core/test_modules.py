@@ -1,11 +1,10 @@
-"""Modules that are imported after a patch for them was enabled: applied, refused, reloaded, half imported."""
+"""Modules that are imported after a patch for them was enabled: applied, refused, not seen coming."""
 
 import errno
 import importlib
 import importlib.util
 import sys
 import textwrap
-import threading
 import types
 
 import pytest
@@ -458,82 +457,7 @@ def test_a_callback_imports_what_the_patch_waits_for(on_disk, module):
     assert (there.f(), sys.modules["lp_later"].f()) == ("old", "old")
 
 
-# -- half imported ---------------------------------------------------------------------------------------------
-
-
-def test_a_module_whose_import_began_under_the_patch_is_patched_at_its_end(on_disk, worker):
-    gate = kit.Gate()
-    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
-    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
-    lp.enable_patch(absent("a"))
-    importing = worker().begin(importlib.import_module, "lp_later")
-    gate.arrived()
-    lp.enable_patch(absent("b", new=NEW.replace("new", "newer")))
-    gate.open()
-    target = importing.result(kit.PATIENCE)
-    assert target.f() == "newer", "also by the patch that was enabled in the middle"
-    kit.take_out("b")
-    assert target.f() == "new"
-    kit.take_out("a")
-
-
-def test_a_module_whose_import_began_before_the_patch(on_disk, worker):
-    """It counts as absent. Nobody of ours stands before its loader, and yet it is patched at its end."""
-    gate = kit.Gate()
-    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
-    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
-    importing = worker().begin(importlib.import_module, "lp_later")
-    gate.arrived()
-    lp.enable_patch(absent("p"))
-    assert not lp.patches()[0].transition
-    assert lp.patches()[0].objects[0]["patched"] is False
-    gate.open()
-    target = importing.result(kit.PATIENCE)
-    assert target.f() == "new"
-    assert type(target.__spec__) is importlib.machinery.ModuleSpec
-    kit.take_out("p")
-
-
-def test_a_half_imported_module_is_refused_at_its_end(on_disk, worker, called):
-    gate = kit.Gate()
-    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
-    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
-    importing = worker().begin(importlib.import_module, "lp_later")
-    gate.arrived()
-    lp.enable_patch(absent("p", called=called, refuse=-errno.ENODEV))
-    gate.open()
-    with pytest.raises(ImportError, match="Patch 'p' refused") as caught:
-        importing.result(kit.PATIENCE)
-    assert caught.value.errno == errno.ENODEV
-    no_trace()
-    kit.take_out("p")
-
-
-def test_importing_and_enabling_race(on_disk, monkeypatch):
-    """Whoever wins, in the end the module is patched, or one of the two said no."""
-    for attempt in range(30):
-        name = f"lp_race{attempt}"
-        on_disk(name)
-        start, outcome = threading.Barrier(2), {}
-
-        def enable(name=name, start=start, outcome=outcome):
-            start.wait()
-            try:
-                lp.enable_patch(absent("p", name))
-            except lp.LivepatchError as error:
-                outcome["refused"] = error.symbol
-
-        thread = threading.Thread(target=enable)
-        thread.start()
-        start.wait()
-        target = importlib.import_module(name)
-        thread.join()
-        if "refused" in outcome:
-            assert outcome["refused"] in ("EBUSY", "EAGAIN")
-        else:
-            finish()
-            assert target.f() == "new", f"attempt {attempt}"
-            kit.take_out("p")
+# -- past us ---------------------------------------------------------------------------------------------------
 
 
 def test_a_module_that_came_past_the_finder(on_disk, module, monkeypatch, called):

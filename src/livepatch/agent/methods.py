@@ -47,8 +47,7 @@ def load(client: Connection, *, file: str, data: str) -> dict[str, Any]:
     try:
         with journal.counting("enable"):
             content = _let_in(data, file)
-            patch = patchfile.read(content, file)
-            registry.enable_patch(patch)
+            patch = registry.enable(patchfile.maker(content, file))
         patchfile.files[patch.name] = file, content
     finally:
         patchfile.forget_unloaded()

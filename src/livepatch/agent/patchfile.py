@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -35,8 +35,18 @@ def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
 
     Raises LivepatchError with the sentence that says why it is none, or does not fit this process.
     """
-    if not _is_archive(data, file):
-        return _execute(data, os.path.splitext(os.path.basename(file))[0])
+    return maker(data, file, dry=dry)()
+
+
+def maker(data: bytes, file: str, *, dry: bool = False) -> Callable[[], Patch]:
+    """What makes that patch: an archive's anew for the modules that are there then, one written by hand once."""
+    if _is_archive(data, file):
+        return lambda: _bind(data, dry=dry)
+    patch = _execute(data, os.path.splitext(os.path.basename(file))[0])
+    return lambda: patch
+
+
+def _bind(data: bytes, *, dry: bool) -> Patch:
     with _forks_wait():
         from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 PAUSE = 0.1
 #: How often it is tried.
 _ATTEMPTS = 100
-#: Seconds that an import waits for another thread that decides or imports: that takes milliseconds, but on a busy
-#: machine somebody may not have his turn for long.
+#: Seconds that an import waits for another thread that decides: that takes milliseconds, but on a busy machine
+#: somebody may not have his turn for long.
 _TURN = 5.0
 #: What "not now" is: another transition or import is under way, or we were called by a callback.
 _NOT_NOW = (errno.EBUSY, errno.EDEADLK)
@@ -154,15 +154,15 @@ def _bad(path: str, error: LivepatchError) -> None:
 def _decide_now() -> None:
     """What is not possible now is left to the agent's thread."""
     global _again
-    if not _decide(until=originals.monotonic() + _TURN):
+    if not _decide():
         _again = _ATTEMPTS
         _wake()
 
 
-def _decide(*, until: float = 0.0, for_good: bool = False) -> bool:
+def _decide(*, for_good: bool = False) -> bool:
     """Enable or skip what can be decided, in order; whether nothing has to wait for somebody.
 
-    Other imports are waited for `until` then. With `for_good`, who would have to wait is skipped.
+    With `for_good`, who would have to wait is skipped.
     """
     global _decider
     if _decider == originals.get_ident():
@@ -173,7 +173,7 @@ def _decide(*, until: float = 0.0, for_good: bool = False) -> bool:
         _decider = originals.get_ident()
         for waiting in list(_waiting):
             try:
-                if _enable_when_imported(waiting, until):
+                if _enable(waiting):
                     _waiting.remove(waiting)
             except LivepatchError as error:
                 if error.errno in _NOT_NOW and not for_good:
@@ -188,15 +188,6 @@ def _decide(*, until: float = 0.0, for_good: bool = False) -> bool:
         _claim.release()
 
 
-def _enable_when_imported(waiting: _Installed, until: float) -> bool:
-    while True:
-        try:
-            return _enable(waiting)
-        except modules.BeingImported:
-            if originals.monotonic() > until:
-                raise
-
-
 def _enable(waiting: _Installed) -> bool:
     """Whether it is decided. Raises LivepatchError with the reason for which it is skipped, or not possible now."""
     from livepatch.archive import fit, foresee
@@ -209,9 +200,13 @@ def _enable(waiting: _Installed) -> bool:
     if archive.manifest.replace and later:
         sentence = f"it is cumulative, and '{later[0]}', which was installed after it, is in force already."
         raise LivepatchError(errno.ESTALE, sentence)
-    patch = fit.bind(archive, early=True)
-    patch.lenient = _wake
-    registry.enable_patch(patch)
+
+    def bind() -> Patch:
+        patch = fit.bind(archive, early=True)
+        patch.lenient = _wake
+        return patch
+
+    patch = registry.enable(bind)
     _enabled.append(patch)
     if patch.replace:
         _versions.clear()

@@ -46,6 +46,7 @@ _loading: dict[str, list[Redirection]] = {}
 sought: set[tuple[int, str]] = set()
 #: What a refused reload leaves in sys.modules for the import system to find; see `_refuse_reload`.
 _REFUSED = "livepatch: refused "
+_IMPORTED_NOW = "Module '{}' is being imported just now; try again."
 
 
 class RefusedModule(ImportError):
@@ -57,7 +58,7 @@ class RefusedModule(ImportError):
 
 
 class BeingImported(LivepatchError):
-    """EBUSY, for as long as another thread does not get on with its import of a module."""
+    """EBUSY: another thread imports a module, and it was there neither to be patched nor to be waited for."""
 
 
 # -- coming --------------------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def unload_module(name: str) -> None:
         if entry is None:
             raise LivepatchError(errno.ENOENT, f"There is no module '{name}' to unload.")
         if name in _loading or half_imported(entry):
-            raise LivepatchError(errno.EBUSY, f"Module '{name}' is being imported just now; try again.")
+            raise LivepatchError(errno.EBUSY, _IMPORTED_NOW.format(name))
         inner = next((other for other in list(sys.modules) if other.startswith(name + ".")), None)
         if inner is not None:
             raise LivepatchError(errno.EAGAIN, f"Module '{name}' is in use by '{inner}'; unload that first.")
@@ -472,27 +473,42 @@ def _comes_to_us(name: str) -> bool:
 def await_absent(patch: Patch) -> None:
     """Wait for those modules of a patch whose import has begun without our loader, or which are yet to be run.
 
-    Raises `LivepatchError` (EBUSY) if such a module cannot be waited for. A half-imported module counts as absent.
+    A half-imported module counts as absent. Raises `BeingImported` if such a module cannot be waited for, or is
+    complete by now, so that its symbols can be resolved; `LivepatchError` with EBUSY (this very thread is looking for
+    it) or EINVAL (something that is no module has its place).
     """
     for obj in patch.objects:
         name = obj.name
         if name is None or obj.module is not None:
             continue
-        deadline = originals.monotonic() + 1.0
-        while not (name in sys.modules or _comes_to_us(name)):
-            if not cpython.importing(name) or originals.monotonic() >= deadline:
-                break
-            originals.sleep(0.001)  # it is being looked for; in a moment it is there, or is known not to exist
+        module = _not_found_now(name)
         if _comes_to_us(name):
             continue
-        module = sys.modules.get(name)
         spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None
         if is_lazy(module) and spec is not None:
             spec.loader = _Loader(spec.loader)
         elif type(spec) is ModuleSpec and half_imported(module):
             spec.__class__ = _Watched
-        elif type(spec) is not _Watched and (module is not None or cpython.importing(name)):
-            raise BeingImported(errno.EBUSY, f"Module '{name}' is being imported just now; try again.")
+        elif isinstance(module, ModuleType) and type(spec) is not _Watched:
+            raise BeingImported(errno.EBUSY, _IMPORTED_NOW.format(name))
+        elif module is not None and not isinstance(module, ModuleType):
+            kind = type(module).__qualname__
+            raise LivepatchError(errno.EINVAL, f"What is imported as '{name}' is no module but a {kind}.")
+
+
+def _not_found_now(name: str) -> object:
+    """What is imported under a name, None for nothing, when nobody is looking for it or about to let go of it."""
+    deadline = originals.monotonic() + 1.0
+    while cpython.importing(name) and not _comes_to_us(name):
+        module = sys.modules.get(name)
+        if half_imported(module):
+            return module
+        if cpython.importer(name) == originals.get_ident():
+            raise LivepatchError(errno.EBUSY, _IMPORTED_NOW.format(name))
+        if originals.monotonic() >= deadline:
+            raise BeingImported(errno.EBUSY, _IMPORTED_NOW.format(name))
+        originals.sleep(0.001)
+    return sys.modules.get(name)
 
 
 class Finder:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from collections.abc import Callable
 
 from . import (
     caches,
@@ -41,6 +42,10 @@ from .rounds import next_round as next_round
 from .rounds import set_driver as set_driver
 from .stacks import Footprint
 from .transition import SIGNALS_TIMEOUT, Transition
+
+#: Seconds that a patch waits for imports of its modules by other threads. They take milliseconds, but on a busy machine
+#: somebody may not have his turn for long.
+_IMPORTS_TIMEOUT = 5.0
 
 
 def _running() -> tuple[Patch, Transition]:
@@ -107,10 +112,33 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
     (one of this name is loaded), EBUSY (another transition runs, or somebody else redirects a function), ENOSYS (this
     interpreter is not supported), or what a pre_patch callback refuses with.
     """
+    enable(lambda: patch)
+    if timeout > 0:
+        wait(patch.name, timeout)
+
+
+@counted("enable")
+def enable(make: Callable[[], Patch]) -> Patch:
+    """Enable the patch that `make` makes for the modules that are there.
+
+    It is asked anew when another thread was importing one of them meanwhile.
+    """
     unsupported = cpython.unsupported()
     if unsupported is not None:
         raise LivepatchError(errno.ENOSYS, unsupported)
-    check_author(patch)
+    until = originals.monotonic() + _IMPORTS_TIMEOUT
+    while True:
+        patch = make()
+        check_author(patch)
+        try:
+            _load(patch)
+            return patch
+        except modules.BeingImported:
+            if originals.monotonic() >= until:
+                raise
+
+
+def _load(patch: Patch) -> None:
     with exclusively():
         _settle()
         _check_new(patch)
@@ -134,8 +162,6 @@ def enable_patch(patch: Patch, *, timeout: float = 0.0) -> None:
             modules.await_modules()
             loaded_patches.pop(patch.name, None)
             raise
-    if timeout > 0:
-        wait(patch.name, timeout)
 
 
 def _check_new(patch: Patch) -> None:
