@@ -15,8 +15,8 @@ import time
 import pytest
 from tests.agent.targets import Target, eventually
 
-from livepatch.attach import helper
 from livepatch.attach.injector import Injector
+from livepatch.attach.injector import command as helper
 from livepatch.attach.processes import examine
 
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
@@ -305,7 +305,7 @@ class Running:
         self.script.write_text(SCRIPT)
 
     def injector(self, timeout=60.0):
-        return Injector(self.process, str(self.script), timeout)
+        return Injector(self.process, timeout).begin(str(self.script))
 
     def inject(self):
         with self.injector() as injector:
@@ -332,10 +332,20 @@ def test_it_runs_once_and_harms_nothing(what, tmp_path):
 
 def test_a_helper_imports_little():
     """Each attach waits for it to start."""
-    command = helper.command("run", 0, 0, "", 1.0)
+    command = helper("run", 0, 0, 1.0)
     place = command.index("-c") + 1
     command[place] = command[place].replace("main(sys.argv[4:])", "print([*sys.modules])")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     loaded = set(ast.literal_eval(done.stdout))
     assert "livepatch.attach.injection" in loaded
-    assert not loaded & {"dataclasses", "inspect", "secrets", "subprocess", "pathlib", "socket", "livepatch.core"}
+    assert not loaded & {
+        "json",
+        "platform",
+        "dataclasses",
+        "inspect",
+        "secrets",
+        "subprocess",
+        "pathlib",
+        "socket",
+        "livepatch.core",
+    }

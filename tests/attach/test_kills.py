@@ -16,8 +16,8 @@ import pytest
 from tests.agent.targets import Target, eventually
 
 import livepatch
-from livepatch.attach import helper
-from livepatch.attach.injector import Injector
+from livepatch.attach.injector import _BOOT, Injector
+from livepatch.attach.injector import command as helper
 from livepatch.attach.processes import examine
 from livepatch.core.model import LivepatchError
 
@@ -81,7 +81,7 @@ def counted(function):
             os.kill(os.getpid(), 9)
         return function(*arguments)
     return wrapper
-""" + helper._BOOT.replace(
+""" + _BOOT.replace(
     "main(",
     """\
 from livepatch.attach import symbols, tracing
@@ -107,7 +107,7 @@ class Victim:
         eventually(lambda: "TracerPid:\t0\n" in Path(f"/proc/{self.target.pid}/status").read_text())
 
     def inject(self):
-        with Injector(self.process, str(self.script), 60) as injector:
+        with Injector(self.process, 60).begin(str(self.script)) as injector:
             eventually(injector.done)
         self.works()
 
@@ -129,13 +129,14 @@ def victim(request, tmp_path):
 
 @pytest.mark.slow
 def test_the_helper_is_killed_before_each_thing_that_it_does(victim):
-    command = helper.command("run", victim.process.pid, victim.process.inner_pid, str(victim.script), 60)
+    command = helper("run", victim.process.pid, victim.process.inner_pid, 60)
     command[command.index("-c") + 1] = DYING
     reading, writing = os.pipe()
     step = 0
     ended = -signal.SIGKILL
     while ended == -signal.SIGKILL:
         step += 1
+        os.write(writing, os.fsencode(victim.script) + b"\n")
         ended = subprocess.run(
             [*command[:5], str(step), *command[5:]], stdin=reading, stdout=subprocess.DEVNULL, timeout=120
         ).returncode
@@ -149,7 +150,7 @@ def test_the_helper_is_killed_before_each_thing_that_it_does(victim):
 @pytest.mark.slow
 def test_the_helper_is_killed_at_any_instant(victim):
     for number in range(40):
-        with Injector(victim.process, str(victim.script), 60) as injector:
+        with Injector(victim.process, 60).begin(str(victim.script)) as injector:
             time.sleep(0.003 * number)
             injector._process.kill()
             injector._process.wait()
@@ -159,7 +160,7 @@ def test_the_helper_is_killed_at_any_instant(victim):
 
 
 def test_who_kills_the_helper_is_told_so(victim):
-    with Injector(victim.process, str(victim.script), 60) as injector:
+    with Injector(victim.process, 60).begin(str(victim.script)) as injector:
         injector._process.kill()
         injector._process.wait()
         with pytest.raises(LivepatchError, match="was killed; try again"):
@@ -168,7 +169,7 @@ def test_who_kills_the_helper_is_told_so(victim):
 
 def test_it_is_cancelled_at_any_instant(victim):
     for number in range(12):
-        with Injector(victim.process, str(victim.script), 60):
+        with Injector(victim.process, 60).begin(str(victim.script)):
             time.sleep(0.01 * number)
         victim.works()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,8 +20,8 @@ from livepatch.core.model import LivepatchError
 from . import bundle, remote, seccomp, way
 from .client import Client, NotPrepared
 from .files import Files, files_for
-from .injection import HELP, RUN, WAKE
 from .injector import Injector
+from .mark import HELP, RUN, WAKE
 from .processes import NoAccess, Process, alive
 
 #: Seconds until the agent must have answered.
@@ -28,6 +29,10 @@ TIMEOUT = 5.0
 
 #: Seconds after which a main thread that has not run a script is taken to be blocked.
 _AWAKE = 0.05
+
+#: Seconds between two looks whether the agent is there: most only for its socket where it usually is, which costs next
+#: to nothing while the process and the helper need the machine, but every so many for it anywhere, and the process.
+_LOOK, _THOROUGH = 0.005, 10
 
 #: What a main thread may wait in: how the kernel's name for the place begins, and what that means.
 _WAITS = {
@@ -69,21 +74,28 @@ def attach(pid: int, *, timeout: float = TIMEOUT, method: str = way.AUTO) -> Cli
         with _alone(process, timeout / 2) as waited:
             with suppress(NotPrepared):
                 return Client(pid)  # who was at it before us has brought it
-            return _bring(process, _through_filters(process, ways), timeout - waited)
+            return _bring(process, ways, timeout - waited)
     except OSError:
         if alive(pid):
             raise
         raise NoAccess(errno.ESRCH, f"Process {pid} ended during the attach.") from None
 
 
-def _bring(process: Process, ways: Collection[str], timeout: float) -> Client:
+def _bring(process: Process, ways: tuple[str, ...], timeout: float) -> Client:
     """The agent, which the process must have let in after so many seconds."""
-    with files_for(process) as files:
+    with ExitStack() as stack:
+        injector: Injector | None = None
+        if way.REMOTE_EXEC not in ways:  # there is no way without a helper, so it starts while the rest is made ready
+            injector = stack.enter_context(Injector(process, timeout))
+        ways = _through_filters(process, ways)
+        files = stack.enter_context(files_for(process))
         files.write(files.failure, b"")
         agent = bundle.agent(process)
         files.write(files.bundle, agent)
         files.write(files.script, bundle.script(process, files, len(agent)).encode())
-        return _await_agent(process, files, ways, timeout)
+        if injector is not None:
+            injector.begin(files.inside(files.script))
+        return _await_agent(process, files, ways, injector, timeout)
 
 
 def _through_filters(process: Process, ways: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,10 +131,12 @@ def _alone(process: Process, patience: float) -> Iterator[float]:
         yield waited
 
 
-def _await_agent(process: Process, files: Files, ways: Collection[str], timeout: float) -> Client:
+def _await_agent(
+    process: Process, files: Files, ways: Collection[str], injector: Injector | None, timeout: float
+) -> Client:
     asked = way.REMOTE_EXEC in ways and _ask(process, files, way.PENDING_CALL not in ways)
     mode = RUN if not asked else HELP if way.PENDING_CALL in ways else WAKE
-    injector: Injector | None = None
+    likely, looks = list(process.sockets()), 0
     refusal: LivepatchError | None = None
     began = time.monotonic()
     with ExitStack() as stack:
@@ -131,9 +145,12 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
             if left <= 0:
                 files.remove(files.script)  # and look once more: it may have been read just before
             if injector is None and (not asked or left < timeout - _AWAKE):
-                injector = stack.enter_context(Injector(process, files.inside(files.script), timeout, mode=mode))
-            with suppress(NotPrepared):
-                return Client(process.pid, timeout=max(left, 1.0))
+                injector = stack.enter_context(Injector(process, timeout, mode=mode))
+                injector.begin(files.inside(files.script))
+            looks += 1
+            if left <= 0 or looks % _THOROUGH == 0 or any(map(os.path.exists, likely)):
+                with suppress(NotPrepared):
+                    return Client(process.pid, timeout=max(left, 1.0))
             failure = files.read(files.failure)
             if failure:
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
@@ -146,7 +163,7 @@ def _await_agent(process: Process, files: Files, ways: Collection[str], timeout:
                 refusal = error  # the interpreter was asked, too, and may still come by
             if left <= 0:
                 raise refusal or LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
-            time.sleep(0.01)
+            time.sleep(_LOOK)
 
 
 def _ask(process: Process, files: Files, only_way: bool) -> bool:

@@ -40,7 +40,7 @@ from contextlib import closing, suppress
 from typing import NamedTuple
 
 from .borrowing import Borrowing, Contended
-from .mark import is_ours
+from .mark import HELP, WAKE, is_ours
 from .processor import Processor, Refusal
 from .symbols import Memory, find_python
 from .tracing import Gone, Thread, Why
@@ -85,9 +85,6 @@ try:
 except BaseException:
     pass
 """
-
-#: See `Injection`.
-RUN, WAKE, HELP = "run", "wake", "help"
 
 
 class Page(NamedTuple):

@@ -24,7 +24,7 @@ code calls its words by these names:
 from __future__ import annotations
 
 import errno
-import platform
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -182,16 +182,16 @@ class Processor(Protocol):
 
 def processor() -> Processor:
     """The one that we run on. Raises Refusal if there is no implementation."""
-    if platform.machine() == "x86_64":
+    if os.uname().machine == "x86_64":
         from .x86_64 import X86_64
 
         return X86_64()
-    if platform.machine() == "aarch64":
+    if os.uname().machine == "aarch64":
         from .aarch64 import AArch64
 
         return AArch64()
     raise Refusal(
         errno.ENOSYS,
-        f"livepatch cannot attach to an unprepared process on {platform.machine()}; start it with"
+        f"livepatch cannot attach to an unprepared process on {os.uname().machine}; start it with"
         " `livepatch run -- ...`.",
     )

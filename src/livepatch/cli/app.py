@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -58,6 +59,7 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f".{COMMANDS[name]}", __package__)
+        gc.enable()
         command: click.Command = getattr(module, f"{name}_command")
         return command
 
