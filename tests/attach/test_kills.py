@@ -18,7 +18,7 @@ from tests.agent.targets import Target, eventually
 import livepatch
 from livepatch.attach.injector import _BOOT, Injector
 from livepatch.attach.injector import command as helper
-from livepatch.attach.processes import examine
+from livepatch.attach.processes import examine, status
 from livepatch.core.model import LivepatchError
 
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
@@ -157,6 +157,16 @@ def test_the_helper_is_killed_at_any_instant(victim):
             with contextlib.suppress(LivepatchError):  # it may have done it just before
                 injector.done()
         victim.works()
+
+
+def test_a_helper_that_has_not_heard_of_the_script_touches_nothing(victim):
+    with Injector(victim.process, 60) as injector:
+        waits_in = Path(f"/proc/{injector._process.pid}/wchan")
+        eventually(lambda: "pipe" in waits_in.read_text())
+        assert not injector.done()
+        assert status(victim.process.pid)["TracerPid"] == "0"
+        victim.works()
+    assert injector._process.returncode == 0
 
 
 def test_who_kills_the_helper_is_told_so(victim):
