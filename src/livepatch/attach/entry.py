@@ -27,6 +27,9 @@ from .processes import NoAccess, Process, alive
 #: Seconds until the agent must have answered.
 TIMEOUT = 5.0
 
+#: Seconds that it has for the rest when it has begun to let the agent in, which only slow C code holds up then.
+_ARRIVES = 30.0
+
 #: Seconds after which a main thread that has not run a script is taken to be blocked.
 _AWAKE = 0.05
 
@@ -139,11 +142,15 @@ def _await_agent(
     likely, looks = list(process.sockets()), 0
     refusal: LivepatchError | None = None
     began = time.monotonic()
+    arrives = False
     with ExitStack() as stack:
         while True:
             left = began + timeout - time.monotonic()
-            if left <= 0:
-                files.remove(files.script)  # and look once more: it may have been read just before
+            if left <= 0 and not arrives:
+                files.remove(files.script)
+                arrives = not files.remove(files.bundle)
+                timeout += _ARRIVES * arrives
+                left += _ARRIVES * arrives
             if injector is None and (not asked or left < timeout - _AWAKE):
                 injector = stack.enter_context(Injector(process, timeout, mode=mode))
                 injector.begin(files.inside(files.script))
@@ -162,6 +169,8 @@ def _await_agent(
                     raise
                 refusal = error  # the interpreter was asked, too, and may still come by
             if left <= 0:
+                if arrives:
+                    raise LivepatchError(errno.ETIMEDOUT, _busy(process, timeout))
                 raise refusal or LivepatchError(errno.ETIMEDOUT, _blocked(process, timeout))
             time.sleep(_LOOK)
 
@@ -177,6 +186,13 @@ def _ask(process: Process, files: Files, only_way: bool) -> bool:
             raise
         return False
     return True
+
+
+def _busy(process: Process, timeout: float) -> str:
+    return (
+        f"Process {process.pid} has begun to let the agent in, but is too busy to be done with that within"
+        f" {round(timeout, 2):g} s; the agent will be there in a while, so try again then."
+    )
 
 
 def _blocked(process: Process, timeout: float) -> str:

@@ -72,10 +72,14 @@ class Files:
                     return file.read(4096) or None
         return None
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> bool:
+        """Whether it was still there."""
+        removed = False
         for directory in self._directories.values():
             with suppress(OSError), acting_as(*self._user):
                 os.unlink(name, dir_fd=directory)
+                removed = True
+        return removed
 
     def close(self) -> None:
         for descriptor in (*self._directories.values(), self._root):
