@@ -166,7 +166,7 @@ def test_a_helper_that_has_not_heard_of_the_script_touches_nothing(victim):
         assert not injector.done()
         assert status(victim.process.pid)["TracerPid"] == "0"
         victim.works()
-    assert injector._process.returncode == 0
+    assert injector._process.returncode == -signal.SIGKILL
 
 
 def test_who_kills_the_helper_is_told_so(victim):

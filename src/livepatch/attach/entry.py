@@ -22,7 +22,7 @@ from .client import Client, NotPrepared
 from .files import Files, files_for
 from .injector import Injector
 from .mark import HELP, RUN, WAKE
-from .processes import NoAccess, Process, alive
+from .processes import NoAccess, Process, alive, status
 
 #: Seconds until the agent must have answered.
 TIMEOUT = 5.0
@@ -139,6 +139,7 @@ def _await_agent(
 ) -> Client:
     asked = way.REMOTE_EXEC in ways and _ask(process, files, way.PENDING_CALL not in ways)
     mode = RUN if not asked else HELP if way.PENDING_CALL in ways else WAKE
+    sleeps = status(process.pid)["State"].startswith("S")
     likely, looks = list(process.sockets()), 0
     refusal: LivepatchError | None = None
     began = time.monotonic()
@@ -151,8 +152,10 @@ def _await_agent(
                 arrives = not files.remove(files.bundle)
                 timeout += _ARRIVES * arrives
                 left += _ARRIVES * arrives
-            if injector is None and (not asked or left < timeout - _AWAKE):
+            due = not asked or left < timeout - _AWAKE
+            if injector is None and (due or sleeps):  # it needs a moment to start
                 injector = stack.enter_context(Injector(process, timeout, mode=mode))
+            if injector is not None and due and not injector.begun:
                 injector.begin(files.inside(files.script))
             looks += 1
             if left <= 0 or looks % _THOROUGH == 0 or any(map(os.path.exists, likely)):

@@ -53,6 +53,7 @@ class Injector:
             cwd="/",
         )
         self._answer: bytes | None = None
+        self.begun = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +63,7 @@ class Injector:
 
     def begin(self, script: str) -> Self:
         """Have the process run the script, at this path as the process sees it."""
+        self.begun = True
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it was killed, as `done` will say
             self._process.stdin.write(os.fsencode(script) + b"\n")
@@ -95,7 +97,10 @@ class Injector:
         """Have the target let go of; returns when it is. Whatever interrupts this, the helper does it by itself."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        if not self.begun:  # it has touched nothing, and may not even be ready to hear of it
+            self._process.kill()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(_LETS_GO)
         except subprocess.TimeoutExpired:
