@@ -7,6 +7,7 @@ for only when the script has run.
 
 import ast
 import contextlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -349,3 +350,40 @@ def test_a_helper_imports_little():
         "socket",
         "livepatch.core",
     }
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_main_thread_that_has_the_lock_of_the_pending_calls_and_not_the_gil(tmp_path):
+    """It is stopped at any instant, and would wait for itself for ever. Here there is never room for a note, either."""
+    (tmp_path / "add.c").write_text(
+        "void add(int (*call)(int (*)(void *), void *), int (*nothing)(void *), volatile long *times)"
+        "{ for (times[0] = 0; !times[1]; ++times[0]) call(nothing, 0); }"
+    )
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", "add.so", "add.c"], cwd=tmp_path, check=True)
+    script = """
+        import ctypes, time
+        ran = []
+        times = (ctypes.c_long * 2)()
+        def hears():
+            while times[0] < 1000: time.sleep(0.001)
+            say("ready")
+            hear()
+            times[1] = 1
+        threading.Thread(target=hears).start()
+        address = lambda name: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p)
+        ctypes.CDLL(sys.argv[1]).add(address("Py_AddPendingCall"), address("PyErr_CheckSignals"), times)
+        say("healthy")
+        while not ran: time.sleep(0.01)
+        say("ran")
+    """
+    with Target(script, command=PLAIN, arguments=(str(tmp_path / "add.so"),)) as target:
+        assert target.hear() == "ready"
+        running_one = Running(target, tmp_path)
+        with running_one.injector() as injector:
+            time.sleep(1)  # hundreds of attempts
+            done = injector.done()  # there are system calls in it on some versions, in which a thread can be started
+        target.say()
+        assert target.hear() == "healthy"
+        if not done:
+            running_one.inject()
+        assert target.hear() == "ran"

@@ -24,8 +24,9 @@ from .tracing import Thread, Why
 
 #: Seconds that a borrowed call may take before we give it up; it would come back by itself all the same.
 _BORROWED = 5.0
-#: Seconds that somebody else may hold the lock of the pending calls.
-_CONTENDED = 0.02
+#: Seconds that somebody else may hold the lock of the pending calls. No more, as it may be the thread itself, which
+#: would then wait for ever if we were killed meanwhile.
+_CONTENDED = 0.002
 
 #: What the processor raises cannot be blocked.
 _RAISED = (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)

@@ -16,9 +16,10 @@ written in Python, run in the middle of ours, might raise what the program would
 
 **The lock of the pending calls** may be held by the main thread itself, stopped in the middle, or by another one that
 is about to let go. Up to 3.12 it is a semaphore, and who sits in the system call that waits for one can be sent home
-from there. From 3.13 on it is a PyMutex, and who has to wait for that gives the GIL away in the middle of whatever it
-does: a breakpoint of the processor, on this thread only and for these microseconds, catches it before. If we are killed
-in them *and* there is contention, the target dies of SIGTRAP. All of this only if it holds the GIL.
+from there; killed in these 2 ms, we leave a main thread that has the lock itself to wait for ever. From 3.13 on it is a
+PyMutex, and who has to wait for that gives the GIL away in the middle of whatever it does: a breakpoint of the
+processor, on this thread only and for these microseconds, catches it before. If we are killed in them *and* there is
+contention, the target dies of SIGTRAP.
 
 **Whose memory.** Our code and its data are in one mapping, handed over with the note or the visit. From then on it
 belongs to the target: the thread, or the pending call if that comes later, takes it away as the last thing that it
@@ -232,7 +233,7 @@ class Injection:
             elif place.waits and holds_gil:
                 return 0  # nobody gets in now, and a note would stay there for as long
             elif not self._queued and self._lookout.has_python_below(place.registers):
-                self._add_pending_call(holds_gil)
+                self._add_pending_call()
         except Contended:
             return 0.001
         finally:
@@ -345,18 +346,21 @@ class Injection:
                 errno.EAGAIN, f"Process {self.pid} cannot start a thread; raise its limits of threads and memory."
             )
 
-    def _add_pending_call(self, holds_gil: bool) -> None:
-        """Leave a note. Raises Contended if it cannot be left just now."""
+    def _add_pending_call(self) -> None:
+        """Leave a note. Raises Contended if it cannot be left just now.
+
+        The main thread may have the lock without the GIL, too: C code may leave notes of its own.
+        """
         page = self._page
         assert page is not None
         pending = page.base + self._processor.entries["pending"]
-        mutex = self._python.addresses.get(_MUTEX) if holds_gil else None
+        mutex = self._python.addresses.get(_MUTEX)
         self._write_line()
         if mutex is not None:
             self._arm(mutex)
         self._handed_over = True
         try:
-            result = self._call("Py_AddPendingCall", pending, page.data, lock=holds_gil) & 0xFFFFFFFF
+            result = self._call("Py_AddPendingCall", pending, page.data, lock=True) & 0xFFFFFFFF
         except Contended:
             self._handed_over = False
             raise
