@@ -89,7 +89,10 @@ class Target:
         self.process.stdout.close()
 
     def signal(self, number: signal.Signals) -> None:
+        """Send it; a process that is to stop has stopped then, with all of its threads."""
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def say(self, line: str = "") -> None:
         os.write(self.process.stdin.fileno(), line.encode() + b"\n")

@@ -104,7 +104,6 @@ def test_one_that_is_stopped():
     with Target(AGENT + "hear()") as target:
         target.hear()
         target.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, target.pid, os.WSTOPPED)
         assert refusal(target.pid, timeout=0.2)[0] == "ETIMEDOUT"
 
 

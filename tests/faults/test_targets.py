@@ -40,7 +40,7 @@ def begin(service, lp, command):
         assert lp("load", service.patch, "--pid", service.pid).status == 0
 
 
-def each_step(service, lp, command, happens, after, timeout=2):
+def each_step(service, lp, command, happens, after, timeout=30):
     """Let it happen at every step of a command; `after` looks at what it led to, and returns who is next."""
     begin(service, lp, command)
     count = lp(*words(service, command, timeout)).steps

@@ -237,7 +237,6 @@ def test_a_hung_process_holds_nobody_up_and_is_told_nothing(lp, service, patch):
             await screen.choose(other.pid)
             await screen.until(lambda: screen.rows()[str(other.pid)][1:3] == ["yes", "fix"])
             other.signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, other.pid, os.WSTOPPED)
             # As if the key had been pressed in the instant before that is known.
             order = watch.Order("write_enabled", "fix", True, False, "done", "0")
             screen.app.host.give(other.pid, order)
