@@ -100,11 +100,40 @@ def test_one_of_several_that_does_not_answer():
             assert error.value.symbol == "ETIMEDOUT"
 
 
+#: A queue for one, which is full.
+FULL = """
+    listener.listen(0)
+    first = socket.socket(socket.AF_UNIX)
+    first.connect(path)
+    first.close()
+"""
+
+
+def test_one_whose_queue_is_full_is_waited_for(monkeypatch):
+    with impostor(FULL + "    say('full'); hear(); listener.accept(); serve(hello); hear()") as target:
+        assert target.hear() == "full"
+        process = examine(target.pid)
+        assert listens(process), "nothing waits"
+        symbol, sentence = refusal(target.pid, timeout=0.2)
+        assert symbol == "ETIMEDOUT"
+        assert sentence == f"The agent of process {target.pid} accepts no connection; it may be busy in C code."
+        sleep = time.sleep
+        monkeypatch.setattr("livepatch.attach.client.time.sleep", lambda seconds: (target.say(), sleep(seconds)))
+        with Client(target.pid, timeout=PATIENCE) as client:
+            assert client.hello["version"] == "9.9"
+
+
 def test_one_that_is_stopped():
     with Target(AGENT + "hear()") as target:
         target.hear()
         target.signal(signal.SIGSTOP)
-        assert refusal(target.pid, timeout=0.2)[0] == "ETIMEDOUT"
+        for _ in range(20):  # until its queue is full, and then
+            symbol, sentence = refusal(target.pid, timeout=PATIENCE)
+            assert symbol == "ETIMEDOUT"
+            assert "is stopped and does not answer" in sentence
+        target.signal(signal.SIGCONT)
+        with Client(target.pid) as client:
+            assert client.hello["pid"] == target.pid
 
 
 @pytest.mark.parametrize(
