@@ -130,6 +130,21 @@ def eventually(condition: Callable[[], object]) -> object:
     return value
 
 
+def free_port() -> int:
+    """A port for a server that is to be told one. It is none of those that the kernel hands out by itself, so nobody
+    gets it before that server does, and each process that tests begins to look at another one.
+    """
+    for port in range(10_000 + os.getpid() % 10_000, 32_768):
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                found.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("there is no free port")
+
+
 class Line:
     """A bare connection to a socket that speaks JSON lines."""
 
