@@ -209,6 +209,7 @@ def test_processes_without_an_agent_are_not_there(directory):
 
 def test_an_agent_that_answers_nonsense(directory):
     script = """
+        accept = lambda: listener.accept()[0]  # it is the mount that asks
         while True:
             serve(lambda request: hello(request) if request["method"] == "hello" else {**request, "result": [7]})
     """
