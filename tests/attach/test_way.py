@@ -442,7 +442,7 @@ def test_sigtrap(how):
                 entry.attach(target.pid, timeout=60)
             target.say()
             assert target.hear() == "idle"
-        entry.attach(target.pid, timeout=30).close()
+        entry.attach(target.pid, timeout=60).close()
         assert [processes.status(target.pid)[field] for field in ("SigBlk", "SigIgn", "SigCgt")] == before
 
 
