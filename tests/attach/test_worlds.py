@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from tests.agent.targets import Line, Target
+from tests.agent.targets import Line, Target, eventually
 from tests.attach.worlds import PREFIX, PYTHON, World, as_user, living
 
 from livepatch.attach import entry, processes
@@ -75,7 +75,7 @@ def test_the_agent_comes_into(name):
         with entry.attach(pid, timeout=60) as client:
             assert client.hello["pid"] == int(inner)
             assert client.hello["uid"] == world.uid
-        (socket,) = left(pid)
+        (socket,) = eventually(lambda: len(found := left(pid)) == 1 and found)
         assert socket.endswith(f"/livepatch-{world.uid}/{inner}.sock")
         assert socket.startswith("/dev/shm/" if name == "a read-only root" else "/tmp/")
         with Client(pid) as again:
