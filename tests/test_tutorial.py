@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +36,13 @@ def test_a_page_can_be_pasted(page, looks, tmp_path):
     script = "\n".join(blocks(page, "sh"))
     expected = re.findall(r"^tail .*     # ([^,\n]*)", script, re.MULTILINE)
     assert len(expected) == looks
-    # The shell prints a mark before each value that is looked at, so that they are found among the other output.
-    script = re.sub(r"^(tail .*)$", r"echo -n 'LOOKED AT '; \1", script, flags=re.MULTILINE)
-    # Nor is any machine as fast as the page takes for granted.
+
+    def look(line: re.Match[str]) -> str:
+        """Until it is there, as no machine is as fast as the page takes for granted; marked, to be found again."""
+        wait = f'until [ $((count += 1)) -gt 600 ] || [ "$(look | head -n 1)" = {shlex.quote(line[2])} ]'
+        return f"look() {{ {line[1]}; }}; count=0; {wait}; do sleep 0.1; done; echo -n 'LOOKED AT '; look"
+
+    script = re.sub(r"^(tail .*)     # ([^,\n]*).*$", look, script, flags=re.MULTILINE)
     script = re.sub(
         r"^sleep (\d)$", r"until [ -s output ]; do sleep 0.1; done; sleep \g<1>.5", script, flags=re.MULTILINE
     )

@@ -89,7 +89,10 @@ class Target:
         self.process.stdout.close()
 
     def signal(self, number: signal.Signals) -> None:
+        """Send it; a process that is to stop has stopped then, with all of its threads."""
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def say(self, line: str = "") -> None:
         os.write(self.process.stdin.fileno(), line.encode() + b"\n")
@@ -125,6 +128,21 @@ def eventually(condition: Callable[[], object]) -> object:
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.01)
     return value
+
+
+def free_port() -> int:
+    """A port for a server that is to be told one. It is none of those that the kernel hands out by itself, so nobody
+    gets it before that server does, and each process that tests begins to look at another one.
+    """
+    for port in range(10_000 + os.getpid() % 10_000, 32_768):
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                found.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("there is no free port")
 
 
 class Line:

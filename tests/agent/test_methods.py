@@ -296,7 +296,6 @@ def test_what_was_asked_is_done_although_who_asked_has_gone(target):
     """All of it, in its order: a process that was stopped meanwhile is told to load, and then to go back."""
     path = target.hear()
     target.signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, target.pid, os.WSTOPPED)
     with Line(path) as gone:
         data = base64.b64encode(ANSWER.encode()).decode()
         load = {"method": "load", "params": {"file": "fix.py", "data": data}}

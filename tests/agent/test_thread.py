@@ -124,12 +124,20 @@ def test_waking_from_a_signal_handler():
         assert target.hear() == "fine"
 
 
-def test_a_killed_process_leaves_a_socket_that_the_next_clears_away():
-    script = "import livepatch as lp; say(lp.start_agent()); hear()"
-    with Target(script) as killed:
+def test_a_killed_process_leaves_a_socket_that_the_next_clears_away(tmp_path):
+    """In a directory of the test's own: any other agent that starts would clear it away, too."""
+    script = """
+        import livepatch as lp
+        from livepatch.agent import places
+        places.directory_of = lambda uid, base: sys.argv[1]
+        say(lp.start_agent())
+        hear()
+    """
+    directory = (str(tmp_path / "agents"),)
+    with Target(script, arguments=directory) as killed:
         path = killed.hear()
     assert os.path.exists(path)
-    with Target(script) as target:
+    with Target(script, arguments=directory) as target:
         target.hear()
         assert not os.path.exists(path)
 

@@ -21,7 +21,7 @@ from livepatch.attach.processes import require_python
 
 #: The interpreter outside of any virtual environment: it finds no livepatch.
 PLAIN = [getattr(sys, "_base_executable", sys.executable), "-E"]
-PATIENCE = 30
+PATIENCE = 60.0
 SUPPORTED = [f"3.{minor}" for minor in range(11, 16)]
 OURS = ".".join(sys.version.split(".")[:2])
 

@@ -12,18 +12,25 @@ from livepatch.attach.client import AgentFailure, Client, NotPrepared, listens
 from livepatch.attach.processes import NoAccess, examine
 from livepatch.core.model import LivepatchError
 
-#: A process that listens where an agent would, and does something else.
+#: A process that listens where an agent would, and does something else. It talks to the test alone: others that run
+#: meanwhile ask whoever listens, such as `livepatch ps`.
 IMPOSTOR = """
-    import json, os, socket
+    import json, os, socket, struct
     os.makedirs(f"/tmp/livepatch-{os.geteuid()}", 0o700, exist_ok=True)
     path = f"/tmp/livepatch-{os.geteuid()}/{os.getpid()}.sock"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
     say("ready")
+    def accept():
+        while True:
+            client, _ = listener.accept()
+            who = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            if struct.unpack("3i", who)[0] == os.getppid(): return client
+            client.close()
     def serve(answer):
         global client
-        client, _ = listener.accept()
+        client = accept()
         lines = client.makefile("rb")
         for line in lines:
             reply = answer(json.loads(line))
@@ -100,12 +107,40 @@ def test_one_of_several_that_does_not_answer():
             assert error.value.symbol == "ETIMEDOUT"
 
 
+#: A queue for one, which is full.
+FULL = """
+    listener.listen(0)
+    first = socket.socket(socket.AF_UNIX)
+    first.connect(path)
+    first.close()
+"""
+
+
+def test_one_whose_queue_is_full_is_waited_for(monkeypatch):
+    with impostor(FULL + "    say('full'); hear(); serve(hello); hear()") as target:
+        assert target.hear() == "full"
+        process = examine(target.pid)
+        assert listens(process), "nothing waits"
+        symbol, sentence = refusal(target.pid, timeout=0.2)
+        assert symbol == "ETIMEDOUT"
+        assert sentence == f"The agent of process {target.pid} accepts no connection; it may be busy in C code."
+        sleep = time.sleep
+        monkeypatch.setattr("livepatch.attach.client.time.sleep", lambda seconds: (target.say(), sleep(seconds)))
+        with Client(target.pid, timeout=PATIENCE) as client:
+            assert client.hello["version"] == "9.9"
+
+
 def test_one_that_is_stopped():
     with Target(AGENT + "hear()") as target:
         target.hear()
         target.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, target.pid, os.WSTOPPED)
-        assert refusal(target.pid, timeout=0.2)[0] == "ETIMEDOUT"
+        for _ in range(20):  # until its queue is full, and then
+            symbol, sentence = refusal(target.pid, timeout=PATIENCE)
+            assert symbol == "ETIMEDOUT"
+            assert "is stopped and does not answer" in sentence
+        target.signal(signal.SIGCONT)
+        with Client(target.pid) as client:
+            assert client.hello["pid"] == target.pid
 
 
 @pytest.mark.parametrize(
@@ -125,7 +160,7 @@ def test_one_that_talks_on_and_on_without_a_line():
 
 
 def test_one_that_closes_the_connection():
-    with impostor("client, _ = listener.accept()\nclient.recv(10)\nclient.close()\nhear()") as target:
+    with impostor("client = accept()\nclient.recv(10)\nclient.close()\nhear()") as target:
         symbol, sentence = refusal(target.pid)
         assert symbol == "ECONNRESET"
         assert sentence == f"The agent of process {target.pid} closed the connection during 'hello'."

@@ -236,8 +236,8 @@ VICTIMS = {
         "",
         """
         while not ran:
-            if (child := os.fork()) == 0: os._exit(len(ran))
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            if (child := os.fork()) == 0: os._exit(os.getpid() in ran)  # not there, whatever it had seen by the fork
+            assert (ended := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) == 0, ended
         """,
     ),
     "deaf for moments": (

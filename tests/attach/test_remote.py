@@ -134,7 +134,7 @@ def test_a_main_thread_that_waits_lets_it_in(wait, method):
     if method == "remote_exec" and wait in ("lock", "join"):
         pytest.skip("there only a pending call gets in; it is refused, see below")
     with running(f"say('ready'); {WAITS[wait]}") as target:
-        entry.attach(target.pid, method=method, timeout=30).close()
+        entry.attach(target.pid, method=method, timeout=60).close()
 
 
 WAITING = """
@@ -208,7 +208,7 @@ def test_a_process_that_forbids_it_is_refused_at_once(how):
 def test_an_agent_that_does_not_start_says_why(monkeypatch):
     monkeypatch.setattr(bundle, "_SCRIPT", bundle._SCRIPT.replace('names["arrive"]', "1 / 0; "))
     with running(BUSY) as target:
-        symbol, sentence = refused(target.pid, timeout=30)
+        symbol, sentence = refused(target.pid, timeout=60)
         assert symbol == "ENOEXEC"
         assert sentence == f"The agent did not start in process {target.pid}: division by zero"
         assert files_of(target.pid) == []
@@ -225,7 +225,7 @@ def test_one_that_ends_meanwhile(method, monkeypatch):
             original(*arguments, **options)
 
         monkeypatch.setattr(Injector, "__init__", and_kill)
-        symbol, sentence = refused(target.pid, timeout=30, method=method)
+        symbol, sentence = refused(target.pid, timeout=60, method=method)
         assert symbol == "ESRCH"
         assert f"{target.pid} " in sentence
         assert files_of(target.pid) == []
@@ -267,7 +267,7 @@ def test_a_directory_that_is_not_safe_is_not_used(monkeypatch, tmp_path):
 def test_many_attaches_at_once_are_one_agent(method):
     with running(BUSY) as target:
         with ThreadPoolExecutor(4) as pool:
-            clients = list(pool.map(lambda _: entry.attach(target.pid, timeout=30, method=method), range(4)))
+            clients = list(pool.map(lambda _: entry.attach(target.pid, timeout=60, method=method), range(4)))
         assert {client.hello["pid"] for client in clients} == {target.pid}
         for client in clients:
             client.close()

@@ -363,7 +363,7 @@ def test_a_wait_of_another_name_is_seen(root):
 
 def test_an_attach_passes_the_filter_of_a_container(root):
     with confined(CONTAINER, afterwards="say('alive', hear())") as target:
-        entry.attach(target.pid, timeout=30).close()
+        entry.attach(target.pid, timeout=60).close()
         target.say("and well")
         assert target.hear() == "alive and well"
 
@@ -383,7 +383,7 @@ def test_code_that_may_not_be_brought_in_does_not_keep_the_interpreter_from_bein
     """systemd's MemoryDenyWriteExecute, where there is remote_exec."""
     with confined(assemble([(10, errno_of(1), 2, 4, 4)]), afterwards=SLEEPS) as target:
         if cpython.REMOTE_EXEC:
-            entry.attach(target.pid, timeout=30).close()
+            entry.attach(target.pid, timeout=60).close()
         else:
             with pytest.raises(NoAccess, match="does not allow mprotect"):
                 entry.attach(target.pid)

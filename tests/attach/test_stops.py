@@ -43,7 +43,6 @@ def target():
 
 def stop(target):
     target.signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, target.pid, os.WSTOPPED)
 
 
 def go_on(target):

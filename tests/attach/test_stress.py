@@ -26,9 +26,11 @@ def test_harm_is_found():
     """What the others rely on."""
     with Running(VICTIMS["loop"]) as victim:
         assert victim.verdict() == ("healthy", "")
-    with Running(VICTIMS["loop"], patience=0.5) as victim:
+    with Running(VICTIMS["loop"]) as victim:
+        victim.patience = 0.5
         victim.process.send_signal(signal.SIGSTOP)
         assert victim.verdict()[0] == "hung"
-    with Running(VICTIMS["loop"], patience=0.5) as victim:
+    with Running(VICTIMS["loop"]) as victim:
+        victim.patience = 0.5
         victim.process.send_signal(signal.SIGTRAP)
         assert victim.verdict()[0] == "dead"

@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from tests.agent.targets import Line, Target
+from tests.agent.targets import Line, Target, eventually
 from tests.attach.worlds import PREFIX, PYTHON, World, as_user, living
 
 from livepatch.attach import entry, processes
@@ -72,10 +72,10 @@ def test_the_agent_comes_into(name):
     with living(world, SCRIPT) as (target, pid):
         _, inner, uid = target.hear().split()
         assert int(uid) == world.uid
-        with entry.attach(pid, timeout=30) as client:
+        with entry.attach(pid, timeout=60) as client:
             assert client.hello["pid"] == int(inner)
             assert client.hello["uid"] == world.uid
-        (socket,) = left(pid)
+        (socket,) = eventually(lambda: len(found := left(pid)) == 1 and found)
         assert socket.endswith(f"/livepatch-{world.uid}/{inner}.sock")
         assert socket.startswith("/dev/shm/" if name == "a read-only root" else "/tmp/")
         with Client(pid) as again:
@@ -178,7 +178,7 @@ def test_the_ordinary_user_who_made_a_container_attaches_to_what_is_in_it():
     with living(world, SCRIPT) as (target, pid):
         target.hear()
         require_reachable_for(1234)
-        assert as_user(1234, lambda: entry.attach(pid, timeout=30).hello["uid"]) == "0"
+        assert as_user(1234, lambda: entry.attach(pid, timeout=60).hello["uid"]) == "0"
 
 
 def require_reachable_for(uid):
@@ -208,7 +208,7 @@ def test_the_file_that_runs_is_gone(tmp_path, instead):
         copy.unlink()
         if instead == "another program":
             shutil.copy2("/bin/false", copy)
-        with entry.attach(target.pid, timeout=30) as client:
+        with entry.attach(target.pid, timeout=60) as client:
             assert client.hello["pid"] == target.pid
 
 
@@ -216,7 +216,7 @@ def test_a_virtual_environment_without_livepatch(tmp_path):
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     with Target(SCRIPT, command=[str(tmp_path / "venv" / "bin" / "python")]) as target:
         target.hear()
-        with entry.attach(target.pid, timeout=30) as client:
+        with entry.attach(target.pid, timeout=60) as client:
             assert client.hello["pid"] == target.pid
 
 
@@ -232,5 +232,5 @@ def test_the_library_that_runs_is_gone(tmp_path):
         assert f"{library}\n" in Path(f"/proc/{target.pid}/maps").read_text()
         library.unlink()
         copy.unlink()
-        with entry.attach(target.pid, timeout=30) as client:
+        with entry.attach(target.pid, timeout=60) as client:
             assert client.hello["pid"] == target.pid

@@ -436,7 +436,7 @@ class Running:
 
     def __init__(self, victim: Victim, command: tuple[str, ...] = PLAIN, *, patience: float = PATIENCE) -> None:
         self._victim = victim
-        self._patience = patience
+        self.patience = patience
         shared = os.memfd_create("victim")
         os.truncate(shared, mmap.PAGESIZE)
         self._memory = mmap.mmap(shared, mmap.PAGESIZE)
@@ -505,7 +505,7 @@ class Running:
         left = self._changed({_LEFT})
         self._shared[_END] = 1
         try:
-            status = self.process.wait(self._patience)
+            status = self.process.wait(self.patience)
         except subprocess.TimeoutExpired:
             return ["it does not end"]
         errors = self._errors()
@@ -532,7 +532,7 @@ class Running:
     def _hear(self) -> str:
         """The next line that it says; empty if it is hung or has ended."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self.patience
         while b"\n" not in self._said:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
@@ -544,7 +544,7 @@ class Running:
 
     def _eventually(self, condition: Callable[[], object]) -> bool:
         """Whether it comes true before patience ends."""
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self.patience
         while not condition():
             if time.monotonic() > deadline:
                 return False

@@ -177,6 +177,14 @@ def test_another_value_of_the_same_name_is_not_adopted():
     assert adopted(old, new) == []
 
 
+@pytest.mark.parametrize("values", ["A, B = 1, 2", "A = B = 1"])
+def test_values_that_are_set_together_are_set_anew_where_they_have_moved_to(values):
+    old = {"pkg/__init__.py": "", "pkg/m.py": f"{values}\ndef f(): return A", "pkg/n.py": ""}
+    new = old | {"pkg/m.py": "from .n import A, B\ndef f(): return A", "pkg/n.py": values}
+    assert adopted(old, new) == []
+    assert adopted(new, old) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -154,6 +154,11 @@ def test_another_condition_is_refused():
         ("def f(): return 1", "f = 1", "no longer bound to this function"),
         ("f = 1", "def f(): return 1", "bound already"),
         ("def f(): return 1\ng()", "from a import f\ng()", "no longer bound to this function"),
+        (
+            "def f(): return 1\ntry: from a import f, g\nexcept: pass",
+            "try: from a import f, g\nexcept: pass",
+            "no longer",
+        ),
     ],
 )
 def test_refused(old, new, reason):

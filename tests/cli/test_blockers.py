@@ -4,9 +4,12 @@ import os
 import pty
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from tests.agent.targets import PATIENCE, Target, eventually
+
+from livepatch.attach.client import Client
 
 START = "from livepatch.cli import main; main()"
 
@@ -66,14 +69,25 @@ def enter(service):
 
 
 @pytest.fixture
-def asleep(lp, service):
-    """Wait until so many of those in the way of a patch sleep, and nobody switches to them any more."""
+def asleep(service):
+    """Wait until all threads of the service sleep: who is not woken runs no more.
 
-    def slept(file, number):
-        command = "check", file, "--pid", service.pid, "--watch", 0.01, "--json"
-        eventually(lambda: len(lp(*command).json[0]["stay"]) == number)
+    A thread that has only not had its turn for a while looks the same from inside, and is then seen to run.
+    """
 
-    return slept
+    def threads():
+        found = {}
+        for thread in Path(f"/proc/{service.pid}/task").iterdir():
+            lines = (thread / "status").read_text().splitlines()
+            found[thread.name] = [line for line in lines if line.startswith("State:") or "ctxt_switches" in line]
+        return found
+
+    def at_rest():
+        # Twice the same: one that waited for another of them has begun to run when that had gone to sleep.
+        found = threads()
+        return all("S (sleeping)" in state for state, *_ in found.values()) and found == threads()
+
+    return lambda: eventually(at_rest)
 
 
 def by_name(tasks):
@@ -86,7 +100,7 @@ def by_name(tasks):
 def test_check_says_who_stays(lp, service, enter, asleep, patch):
     enter("slow", "pool", "serve")
     file = patch("fix", "slow", "serve")
-    asleep(file, 3)
+    asleep()
     done = lp("check", file, "--pid", service.pid, "--watch", 0.8)
     assert done.status == 0
     first, _, then = done.out.partition("Seeing which of them stay there, for up to 0.8 s ...\n")
@@ -115,6 +129,15 @@ def test_check_says_who_stays(lp, service, enter, asleep, patch):
     assert re.match(rf"worker has been in slow {place}: slow\(\) is all that runs here: if it never returns", said[2])
 
 
+def test_who_is_said_to_stay_was_looked_at_again(lp, service, enter, patch, monkeypatch):
+    """Also if the time is over at once, as it may be on a busy machine."""
+    enter("slow")
+    asked, call = [], Client.call
+    monkeypatch.setattr(Client, "call", lambda *about, **more: (asked.append(about[1]), call(*about, **more))[1])
+    lp("check", patch("fix", "slow"), "--pid", service.pid, "--watch", 1e-9)
+    assert asked.count("still") == 1
+
+
 def test_check_is_done_when_nobody_stays(lp, service, enter, patch):
     """It would wait for the end of the world."""
     import threading
@@ -134,7 +157,7 @@ def test_check_is_done_when_nobody_stays(lp, service, enter, patch):
 
 def test_check_for_programs(lp, service, enter, asleep, patch):
     enter("slow", "handle")
-    asleep(patch("fix", "slow"), 1)
+    asleep()
     (found,) = lp("check", patch("fix", "slow"), "--pid", service.pid, "--watch", 0.1, "--json").json
     (one,) = found["blocking"]
     assert (one["kind"], one["name"]) == ("thread", "worker")
@@ -165,7 +188,7 @@ def test_load_warns_of_what_never_returns(lp, service, enter, patch):
 def test_load_knows_what_check_has_seen(lp, service, enter, asleep, patch):
     enter("pool")
     file, pid = patch("fix", "slow"), ("--pid", service.pid)
-    asleep(file, 1)
+    asleep()
     lp("check", file, *pid, "--watch", 0.6)
     done = lp("load", file, *pid, "--timeout", 4)
     assert done.status == 3
@@ -203,14 +226,14 @@ def test_tasks_tell_where_they_came_from(lp, service, enter):
 def test_tasks_of_a_transition(lp, service, enter, asleep, patch):
     enter("pool", "handle")
     file = patch("fix", "slow")
-    asleep(file, 1)
+    asleep()
     lp("load", file, "--pid", service.pid, "--timeout", 0, "--on-stall", "keep")
     eventually(lambda: lp("tasks", "--pid", service.pid).out.count("unpatched") == 1)
     lines = lp("tasks", "--pid", service.pid).out.splitlines()
     assert lines[1].split("  ")[0] == "KIND"
     assert re.split(r"  +", lines[1]) == ["KIND", "NAME", "ORIGIN", "STATE", "BLOCKED BY", "SINCE", "HINT"]
     assert re.match(
-        r"thread +pool_0 +worker .*  unpatched +slow \(<string>:\d+\) +\d s +returns when the current job", lines[2]
+        r"thread +pool_0 +worker .*  unpatched +slow \(<string>:\d+\) +\d+ s +returns when the current job", lines[2]
     )
     assert all(line.endswith("-") for line in lines[3:]), "whoever is in the way comes first"
     tasks = by_name(lp("tasks", "--pid", service.pid, "--json").json[0]["tasks"])

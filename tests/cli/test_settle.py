@@ -268,7 +268,6 @@ def test_interrupted_twice_it_leaves_at_once(lp, occupied, patch):
     waiting = begin("load", patch("fix", "slow"), "--pid", occupied.pid)
     eventually(lambda: state(lp, occupied.pid) == {"fix": (True, True)})
     occupied.signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, occupied.pid, os.WSTOPPED)
     waiting.send_signal(signal.SIGINT)
     assert "Interrupted; taking the patch back" in waiting.stderr.readline()
     waiting.send_signal(signal.SIGINT)

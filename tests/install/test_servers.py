@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from tests.agent.targets import PATIENCE, eventually
+from tests.agent.targets import PATIENCE, eventually, free_port
 from tests.install.test_start import install
 
 from livepatch.attach import prepare
@@ -50,14 +50,6 @@ def serving(machine, *command):
     finally:
         process.terminate()
         process.wait(PATIENCE)
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def first_answers(port, process, number):

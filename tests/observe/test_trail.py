@@ -107,12 +107,18 @@ def test_the_intent_is_on_the_disk_before_the_process_is_asked(lp, service, patc
     command = [sys.executable, "-c", START, "load", str(patch("fix", "answer")), "--pid", str(service.pid)]
     service.say("ask")
     assert service.hear() == "old"
-    script = f"import os, signal; os.kill({service.pid}, signal.SIGSTOP)\n"
     # It is stopped by the very write of the record: what comes after that has not happened.
-    hook = (
-        "from livepatch.observe import audit\nappend = audit.append\n"
-        f"def stopping(*arguments):\n    append(*arguments)\n    {script}\naudit.append = stopping\n"
-    )
+    hook = f"""
+import os, pathlib, signal
+from livepatch.observe import audit
+append = audit.append
+def stopping(*arguments):
+    append(*arguments)
+    os.kill({service.pid}, signal.SIGSTOP)
+    while not all("(stopped)" in (task / "status").read_text() for task in TASKS.iterdir()): pass
+TASKS = pathlib.Path("/proc/{service.pid}/task")
+audit.append = stopping
+"""
     child = subprocess.Popen(
         [sys.executable, "-c", hook + START, *command[3:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

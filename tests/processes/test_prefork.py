@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from tests.agent.targets import Target, eventually
+from tests.agent.targets import Target, eventually, free_port
 from tests.processes.test_children import SHOP, call, load, path_of
 
 from livepatch.attach.prepare import environment
@@ -148,8 +148,7 @@ def test_gunicorn_with_preload(prepared, tmp_path, workers):
         from gunicorn.app.wsgiapp import run
         run()
     """
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     options = ("--preload", "-w", "2", "-k", workers, "-b", f"127.0.0.1:{port}", "--threads", "2", "app:application")
     with Target(script, env=prepared, folder=tmp_path, arguments=options) as target:
 

@@ -123,7 +123,7 @@ def check(build, excluded, live, old, new):
 def round_trip(name, source, changes, folder):
     new = edited(source, changes)
     number = next(_number)
-    package = name.rpartition(".")[0]
+    package = importlib.util.find_spec(name).parent  # of a package it is this itself: zipfile is one since 3.12
     copy = f"{package}.lp_{number}" if package else f"lp_{number}"
     path = copy.replace(".", "/") + ".py"
     build, excluded = carried(source, new, path)
@@ -149,7 +149,7 @@ def round_trip(name, source, changes, folder):
     finally:
         clean_up()
         del sys.modules[copy]
-        if package and hasattr(sys.modules[package], f"lp_{number}"):
+        if package in sys.modules and hasattr(sys.modules[package], f"lp_{number}"):
             delattr(sys.modules[package], f"lp_{number}")
         assert not redirect.redirections
 

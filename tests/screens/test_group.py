@@ -76,7 +76,6 @@ def test_if_one_is_stopped_by_then_nothing_is_done_in_any(lp, services, patch):
         await mark(screen, *targets)
         await screen.asked("d")
         targets[1].signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, targets[1].pid, os.WSTOPPED)
         await screen.press("y")
         sentence = "1 of 2 processes refused, so nothing was changed in any of them."
         await screen.until(lambda: sentence in screen.said)

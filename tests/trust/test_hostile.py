@@ -170,7 +170,7 @@ def test_one_that_never_reads(tmp_path, monkeypatch):
     file = tmp_path / "fix.py"
     file.write_bytes(b"#" * (8 << 20))
     script = """
-        client, _ = listener.accept()
+        client = accept()
         lines = client.makefile("rb", 0)
         request = json.loads(lines.readline())
         client.sendall(json.dumps(hello(request)).encode() + b"\\n")

@@ -36,6 +36,8 @@ ANSWER_TIMEOUT = 15.0
 _LOOK, _LOOK_AGAIN = 1.0, 0.1
 #: Seconds for an answer that should be there: others were waited for meanwhile.
 _GLANCE = 0.01
+#: Seconds between two tries to get a place in the queue of those who want to connect.
+_PLACE = 0.02
 #: A load compiles, imports and runs callbacks.
 LOAD_TIMEOUT = 120.0
 #: The agent takes no longer requests.
@@ -95,11 +97,12 @@ class Client:
     hello: dict[str, Any]
 
     def __init__(self, pid: int, *, timeout: float = ANSWER_TIMEOUT) -> None:
-        self._open(pid)
+        begun = time.monotonic()
+        self._open(pid, until=begun + timeout)
         try:
             if stopped := stops.sentence(pid):
                 raise LivepatchError(errno.ETIMEDOUT, stopped)
-            self.hello = self.call("hello", timeout=timeout)
+            self.hello = self.answer(self.ask("hello", timeout=timeout), timeout=timeout, begun=begun)
             if self.hello.get("protocol") != PROTOCOL:
                 raise LivepatchError(
                     errno.EPROTO,
@@ -118,14 +121,14 @@ class Client:
         client.hello = {}
         return client
 
-    def _open(self, pid: int) -> None:
+    def _open(self, pid: int, *, until: float = 0.0) -> None:
         self.pid = pid
         self.process = require_python(pid)
         self._inbox = bytearray()
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_LIMIT)
         self._number = 0
         self._look = _LOOK
-        self._sock = _connect(self.process)
+        self._sock = _connect(self.process, until)
 
     def __enter__(self) -> Self:
         return self
@@ -300,25 +303,21 @@ def listens(process: Process) -> bool:
     return True
 
 
-def _connect(process: Process) -> socket.socket:
-    """A socket whose other end is this very process."""
+def _connect(process: Process, until: float = 0.0) -> socket.socket:
+    """A socket whose other end is this very process; `until` then it waits for a place in the queue there."""
     denied = False
     for path in process.sockets():
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(ANSWER_TIMEOUT)
-            sock.connect(path)
+            _queue(sock, path, process.pid, until)
             if _peer_pid(sock) == process.pid:
                 return sock
         except PermissionError:
             denied = True
-        except BlockingIOError:  # the queue of those who want to connect is full
+        except LivepatchError:
             sock.close()
-            raise LivepatchError(
-                errno.ETIMEDOUT,
-                stops.sentence(process.pid)
-                or f"The agent of process {process.pid} accepts no connection; it may be busy in C code.",
-            ) from None
+            raise
         except OSError:
             pass
         sock.close()
@@ -327,6 +326,23 @@ def _connect(process: Process) -> socket.socket:
             errno.EACCES, f"Process {process.pid} belongs to user {process.uid}; run livepatch as that user or as root."
         )
     raise Unreachable(process) if process.listens_unseen() else NotPrepared(process)
+
+
+def _queue(sock: socket.socket, path: str, pid: int, until: float) -> None:
+    """Connect, if need be when others have been served.
+
+    Each try that a stopped process has not answered keeps its place in the queue until that goes on, so the queue may
+    be full for a moment then.
+    """
+    while True:
+        try:
+            return sock.connect(path)
+        except BlockingIOError:  # the kernel waits for a place only where it waits without a limit
+            stopped = stops.sentence(pid)
+            if stopped is not None or time.monotonic() >= until:
+                busy = f"The agent of process {pid} accepts no connection; it may be busy in C code."
+                raise LivepatchError(errno.ETIMEDOUT, stopped or busy) from None
+        time.sleep(_PLACE)
 
 
 def _peer_pid(sock: socket.socket) -> int:

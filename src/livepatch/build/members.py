@@ -292,16 +292,12 @@ def _is_kept(found: Findings, readers: Readers, name: str) -> bool:
 
 def exchange_import(found: Findings, old: list[Statement], new: Statement) -> bool:
     """Exchange a function that is now imported from elsewhere, where it is another one, if that is possible."""
-    (name,) = new.binds() or ("",)
+    names = new.binds() or ()
+    if not isinstance(new.node, ast.ImportFrom) or len(names) != 1 or new.under or len(old) != 1 or old[0].under:
+        return False
+    (name,) = names
     before, now = (_function(found, name, new=side) for side in (False, True))
-    if (
-        before is None
-        or now is None
-        or not isinstance(new.node, ast.ImportFrom)
-        or new.under
-        or len(old) != 1
-        or old[0].under
-    ):
+    if before is None or now is None:
         return False
     versions = [source.version(node) for source, node in (before, now)]
     kinds = {codes.kind(version.definition.code) for version in versions if version is not None}

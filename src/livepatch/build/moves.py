@@ -177,8 +177,8 @@ def _own(source: Source | None) -> dict[str, list[Statement]]:
 def _kind(statement: Statement) -> object:
     node = statement.node
     if isinstance(node, ast.Assign | ast.AnnAssign):
-        (name,) = statement.binds() or ("",)
-        return "value" if len(statement.binds() or ()) == 1 and not name.startswith("__") else statement
+        names = statement.binds() or ()
+        return "value" if len(names) == 1 and not any(name.startswith("__") for name in names) else statement
     return type(node) if isinstance(node, syntax.DefinitionNode) else statement
 
 

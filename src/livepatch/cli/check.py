@@ -157,11 +157,13 @@ def _watched(client: Client, tasks: list[State], watch: float) -> list[State]:
     if not tasks:
         return []
     output.say(f"Seeing which of them stay there, for up to {watch:g} s ...")
-    deadline, pause = time.monotonic() + watch, _FIRST_PAUSE
+    until, pause = time.monotonic() + watch, _FIRST_PAUSE
     stay, idents = tasks, {(task["kind"], task["ident"]) for task in tasks}
-    while stay and (left := deadline - time.monotonic()) > 0:
-        time.sleep(min(pause, left))
+    over = False
+    while stay and not over:  # of whom nobody has looked at again nothing is said: at least once
+        time.sleep(max(0.0, min(pause, until - time.monotonic())))
         asked = time.monotonic()
+        over = asked >= until
         stay = [task for task in client.call("still") if (task["kind"], task["ident"]) in idents]
         # Never more than a tenth of the target's time.
         pause = max(min(pause * 2, _LONGEST_PAUSE), 10 * (time.monotonic() - asked))
