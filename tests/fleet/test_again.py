@@ -2,7 +2,9 @@
 all the time.
 """
 
+import os
 import re
+import signal
 import uuid
 
 import pytest
@@ -153,3 +155,27 @@ def held(patch):
     )
     path.write_text(text)
     return path
+
+
+def test_many_processes_are_a_table(lp, several, patch):
+    """One line for each, who has an agent or not; one that cannot be asked is told of, and keeps the others."""
+    start, name = several
+    targets = start(2)
+    assert lp("load", patch("fix", "answer"), "--pid", targets[0].pid).status == 0
+    with Target("say('ready'); hear()", arguments=(name[1],)) as bare:
+        assert bare.hear() == "ready"
+        done = lp("list", *name)
+        assert (done.status, done.err) == (0, "")
+        lines = {int(line.split()[0]): line.split()[1:] for line in done.out.splitlines()[1:]}
+        assert lines == {
+            targets[0].pid: ["fix", "1.2", "enabled", "1", "__main__"],
+            targets[1].pid: ["-", "-", "no", "patch", "-", "-"],
+            bare.pid: ["-", "-", "no", "agent", "-", "-"],
+        }
+        assert [sorted(process) for process in lp("list", *name, "--json").json] == [["patches", "pid", "prepared"]] * 3
+        targets[1].signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, targets[1].pid, os.WSTOPPED)
+        done = lp("list", *name)
+        assert done.status == 1
+        assert f"Process {targets[1].pid} is stopped" in done.err
+        assert len(done.out.splitlines()) == 3

@@ -178,7 +178,7 @@ def _say_unpatched_parents(transaction: Transaction) -> None:
 
 
 def _title(member: Member) -> str:
-    title = member.found.process.title
+    title = member.found.process.brief
     return title if len(title) <= _TITLE else title[: _TITLE - 3] + "..."
 
 

@@ -14,8 +14,8 @@ that, it is waited for; else it is none of our business, as the process of gunic
 
 Where processes are spawned all the time, and each begins from nothing, there is no end of that: then the time runs out.
 
-**Who has it already** is left alone, so that a command can be given once more for those that were replaced since. Who has
-no agent has no patch, and is nobody's concern when one is taken back.
+**Who has it already** is left alone, so that a command can be given once more for those that were replaced since.
+Who has no agent has no patch, and is nobody's concern when one is taken back.
 
 **The way back** is the agent's: reverse what is in transition, disable what has completed. What a cumulative patch has
 replaced, and what has been disabled completely, is loaded again from the file that it came from.
@@ -327,6 +327,8 @@ class Transaction:
             if isinstance(answer, LivepatchError) and member.outcome is not Outcome.ENDED:
                 member.error = answer
                 refused.append(member)
+            if member.outcome is Outcome.PENDING:  # it is all that was to be done
+                member.outcome = Outcome.LEFT if member in refused else Outcome.DONE
         if self.selection.grows:
             self._unload_forks()
         return refused
@@ -506,7 +508,9 @@ class Transaction:
         """Load the patch into one that began from nothing, or was forked before its parent had the patch."""
         member.error = None
         self._check([member])
-        if member.error is None and member.outcome is Outcome.PENDING:
+        if not member.outcome.is_open:
+            return
+        if member.error is None:
             self._start([member])
         elif member.outcome is Outcome.PENDING and not self._is_expected(member):
             member.outcome = Outcome.UNCONCERNED
