@@ -19,6 +19,8 @@ ROWS = {
     "enable": "enable.ten_functions",
     "command": "command.cold_start",
     "load": "command.load",
+    "fleet": "fleet.fleet",
+    "signature": "fleet.signature",
     "attach": "attach.attach",
     "threads": "crowds.sleeping_threads",
     "tasks": "crowds.suspended_tasks",

@@ -9,8 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,14 +30,19 @@ def livepatch(*arguments: object) -> list[str]:
 
 
 @contextmanager
-def _process(folder: Path, module: str, *prepared: str) -> Iterator[int]:
+def _process(folder: Path, module: str, *prepared: str, more: Mapping[str, str] | None = None) -> Iterator[int]:
     """A Python that imports a module and waits; its pid."""
     command = [*prepared, sys.executable, "-c", _WAIT.format(module)]
-    pipe, env = subprocess.PIPE, environment()
+    pipe, env = subprocess.PIPE, {**environment(), **(more or {})}
     with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, env=env) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield process.pid
+
+
+def service(folder: Path, more: Mapping[str, str] | None = None) -> AbstractContextManager[int]:
+    """A prepared process that has what `archive` changes, with `more` in its environment; its pid."""
+    return _process(folder, "service", *livepatch("run", "--"), more=more)
 
 
 def environment() -> dict[str, str]:

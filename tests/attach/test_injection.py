@@ -331,6 +331,37 @@ def test_it_runs_once_and_harms_nothing(what, tmp_path):
         assert running_one.target.process.wait(60) == 0
 
 
+#: Its main thread is the one that has forked, on the stack of that, as the successor of a worker in a pool has it. One
+#: that only computes is not among the victims: from 3.13 on the interpreter tells it of no pending call there.
+FORKED_BY_A_THREAD = """
+def fork():
+    child = os.fork()
+    if child == 0:
+        try: exec({!r}, globals())
+        finally: os._exit(0)
+    say(child)
+    os.waitpid(child, 0)
+forking = threading.Thread(target=fork)
+forking.start()
+forking.join()
+"""
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("what", ["allocating threads", "sleep", "epoll", "read", "lock"])
+def test_also_in_the_child_of_a_thread(what, tmp_path):
+    prepare, act = map(textwrap.dedent, VICTIMS[what])
+    body = "\n".join((prepare, PREPARED, "say('ready')", act, HEALTH))
+    with Target(PRELUDE + FORKED_BY_A_THREAD.format(body), command=PLAIN) as target:
+        said = {target.hear(), target.hear()}
+        (pid,) = map(int, said - {"ready"})
+        target.pid = pid  # of the victim
+        Running(target, tmp_path).inject()
+        assert target.hear() == "healthy"
+        target.say()
+        assert target.process.wait(60) == 0
+
+
 def test_a_helper_imports_little():
     """Each attach waits for it to start."""
     command = helper("run", 0, 0, 1.0)

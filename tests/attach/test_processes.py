@@ -185,3 +185,23 @@ def test_one_of_another_user():
 def test_the_version_is_told_by_what_is_mapped(path, version):
     line = f"7f00-7f01 r-xp 00000000 fe:01 123   {path}\n".encode()
     assert processes._python_version(b"7f00-7f01 rw-p 00000000 00:00 0\n" + line) == version
+
+
+@pytest.mark.parametrize(
+    ("command", "brief"),
+    [
+        (
+            ["/srv/venv/bin/python3.11", "/srv/venv/bin/gunicorn", "-w", "4", "app:app"],
+            "python3.11 gunicorn -w 4 app:app",
+        ),
+        (["/usr/bin/python3", "-u", "/srv/venv/bin/gunicorn", "/bin/x"], "python3 -u gunicorn /bin/x"),
+        (["/usr/bin/python3", "/srv/shop/serve.py"], "python3 /srv/shop/serve.py"),
+        (["/usr/bin/python3", "-c", "run('/usr/bin/x y')"], """python3 -c 'run('"'"'/usr/bin/x y'"'"')'"""),
+        (["gunicorn: master [/srv/bin/app]"], "'gunicorn: master [/srv/bin/app]'"),
+        ([], "/usr/bin/python3"),
+    ],
+)
+def test_a_command_line_in_brief(command, brief):
+    """What runs, and not where the interpreter is."""
+    process = processes.Process(1, 1, 0, "/usr/bin/python3", command, "3.11")
+    assert process.brief == brief

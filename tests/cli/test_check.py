@@ -77,6 +77,13 @@ def test_what_would_be_active(lp, archive, user):
     done = lp("check", file, "--pid", target.pid)  # it is loaded already
     assert done.status == 1
     assert "it is what the patch would make of it, by the patch 'fix'" in done.out
+    there = "livepatch: A patch named 'fix' is loaded already (enabled); disable and unload it first.\n"
+    assert done.err == there == lp("load", file, "--pid", target.pid).err
+    assert lp("disable", "fix", "--pid", target.pid).status == 0
+    done = lp("load", file, "--pid", target.pid)
+    assert (
+        done.err == "livepatch: A patch named 'fix' is loaded already (disabled but not unloaded); unload it first.\n"
+    )
 
 
 def test_what_is_in_the_way_of_a_patch_is_shown_as_a_difference(lp, archive, user):

@@ -60,6 +60,15 @@ def test_who_is_meant_must_be_said(lp, patch, line):
     assert "'(' is no regular expression" in done.err
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("lod", "load"), ("stauts", "status"), ("uninstal", "uninstall"), ("x", None)]
+)
+def test_a_command_that_there_is_not(lp, word, meant):
+    done = lp(word)
+    assert done.status == 2
+    assert done.err.rstrip().endswith(f"No such command '{word}'." + (f" Did you mean '{meant}'?" if meant else ""))
+
+
 def test_from_load_to_unload(lp, service, ask, patch):
     file, pid = patch("fix", "answer"), ("--pid", service.pid)
     assert lp("load", file, *pid) == (0, f"'fix' is loaded into process {service.pid}: 1 function patched.\n", "")

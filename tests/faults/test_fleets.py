@@ -80,7 +80,9 @@ def test_killed_at_its_steps(fleet, lp, name):
     words = [known.get(word, word) for word in command]
     step, killed, torn = 0, True, "force" in name
     while killed:
-        step += 3  # of a question and its answer there are four: so it is each of them, at some question
+        # Of a question and its answer there are four: so it is each of them, at some question. All steps would take
+        # ten minutes; commands about one process go through all.
+        step += 3
         fleet.begin(situation)
         done = lp(*words, *fleet.pids, at=step, happens=lambda: os.kill(os.getpid(), signal.SIGKILL))
         killed = done.status == -signal.SIGKILL

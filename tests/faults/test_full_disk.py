@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.agent.targets import Target
+from tests.build.test_fetch import wheel
 from tests.cli.conftest import SERVICE
 from tests.trust.kit import Key, Machine, needs_ssh
 
@@ -132,6 +133,34 @@ def test_build_writes_nothing(disk, machine, room):
     assert found == {}
     assert not elsewhere.exists()
     assert not list(machine.root.glob(".elsewhere*"))
+
+
+@needs_mount
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [1, 12])
+def test_a_release_that_does_not_fit_where_it_is_fetched(disk, tmp_path, room):
+    """It is said that there is no room, and not that there is no such release, or that it is damaged: pip leaves a part
+    of the file there. Where there is no room at all, Python takes another folder.
+    """
+    index, made = tmp_path / "index", tmp_path / "fix.livepatch"
+    index.mkdir()
+    for version in ("1.0", "1.1"):
+        data = "".join(f"T{number} = '{os.urandom(8000).hex()}'\n" for number in range(8))
+        wheel(index, version, {"lp_sample/__init__.py": f"def f(): return {version}\n{data}"})
+    env = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(index),
+        "PIP_CONFIG_FILE": "/dev/null",
+        "TMPDIR": str(disk.folder),
+    }
+    status, _, err, found = disk(room, "build", "lp-sample==1.0..1.1", "-o", made, env=env)
+    assert status == 1
+    assert err == (
+        f"livepatch: There is no room for lp-sample 1.0 in {disk.folder}; make room there, or name another folder with"
+        " TMPDIR.\n"
+    )
+    assert found == {}
+    assert not made.exists()
 
 
 @needs_mount

@@ -55,6 +55,8 @@ def test_a_new_version_takes_the_place_of_the_old_one(lp, machine):
     done = lp("install", machine.archive("fix", version="1.10"), "--user")
     assert "0001-fix.livepatch, in the place of version 1.1." in done.out
     assert names(machine.data) == ["0001-fix.livepatch", "0002-other.livepatch"]
+    lp("install", machine.archive("plain"), "--user")
+    assert lp("install", machine.archive("plain"), "--user").out.endswith(", in the place of the one that was there.\n")
 
 
 def test_an_older_version_over_a_newer_one(lp, machine):
@@ -100,6 +102,22 @@ def test_what_is_not_installed(lp, machine):
     assert "No patch 'nothing' is installed in " in done.err
     machine.data.rmdir()
     assert "No patch is installed: there is no " in lp("uninstall", "nothing", "--user").err
+
+
+def test_uninstall_finds_it(lp, machine, monkeypatch):
+    """Root installs for all, and may have installed one for itself."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    lp("install", machine.archive("mine"), "--user")
+    lp("install", machine.archive("both"), "--user")
+    assert lp("uninstall", "mine").status == 0
+    assert names(machine.data) == ["0002-both.livepatch"]
+    lp("install", machine.archive("both"), "--system")
+    assert lp("uninstall", "both").status == 0
+    assert (names(machine.var), names(machine.data)) == ([], ["0002-both.livepatch"])
+    assert lp("uninstall", "both").status == 0
+    assert names(machine.data) == []
+    assert lp("uninstall", "both").status == 1
+    monkeypatch.undo()
 
 
 def test_files_that_do_not_count_are_listed_as_such(lp, machine):

@@ -52,6 +52,21 @@ def test_a_load_and_a_disable(lp, service, patch, record):
     assert lp("audit", "--verify").status == 0
 
 
+def test_an_unload_is_told(lp, service, patch, record):
+    assert lp("load", patch("fix", "answer"), "--pid", service.pid).status == 0
+    assert lp("unload", "fix", "--pid", service.pid).status == 1
+    (target,) = records(record)[-1]["targets"]
+    assert target["outcome"] == "left"
+    assert lp("disable", "fix", "--pid", service.pid).status == 0
+    assert lp("unload", "fix", "--pid", service.pid).status == 0
+    assert [(one["phase"], one["operation"]) for one in records(record)[-2:]] == [
+        ("intent", "unload"),
+        ("outcome", "unload"),
+    ]
+    (target,) = records(record)[-1]["targets"]
+    assert target["outcome"] == "done"
+
+
 def test_an_archive_is_told_by_its_name_and_version(lp, service, trees, tmp_path, record):
     old, new = trees("def f():\n    return 1\n", "def f():\n    return 2\n", name="absent")
     made = tmp_path / "fix.livepatch"

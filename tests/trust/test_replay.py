@@ -81,7 +81,7 @@ def test_what_is_loaded_already(strict, sign):
     with strict.service() as target:
         asked(target)
         assert "result" in sent(target, file)
-        assert "is not the one that the patch was built for" in said(sent(target, file))
+        assert "is loaded already" in said(sent(target, file))
         assert asked(target, "patches") == "fix"
 
 

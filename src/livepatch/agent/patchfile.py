@@ -50,7 +50,9 @@ def _bind(data: bytes, *, dry: bool) -> Patch:
     with _forks_wait():
         from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
 
-        return fit.bind(format.read(data), dry=dry)
+        archive = format.read(data)
+        registry.check_name(archive.manifest.name)  # else it would not fit, because of itself
+        return fit.bind(archive, dry=dry)
 
 
 @contextmanager

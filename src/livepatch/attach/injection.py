@@ -6,7 +6,7 @@ in Python, and all of it can be undone or finishes by itself.
 
 **Borrowing** the main thread is what makes that possible, see `borrowing`: it runs something for us as it would run a
 signal handler, and comes back by itself, whether we live or not. No breakpoint, no single step: nothing in the target
-waits for us. If we are killed at any instant, it goes on. (Except on 3.13, see below.)
+waits for us. If we are killed at any instant, it goes on. (But for the lock below.)
 
 **What is called there.** If the main thread waits without the GIL, and not inside of an allocator, our code may do what
 any C callback may: PyThread_start_new_thread. That is a *visit*. It needs no GIL, so it waits for nobody; it

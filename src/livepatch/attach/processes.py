@@ -20,7 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from livepatch.agent import places
 from livepatch.core.model import LivepatchError
@@ -67,6 +67,16 @@ class Process:
 
         line = " ".join(shlex.join(self.command).split()) or self.executable
         return "".join(letter if letter.isprintable() else "?" for letter in line)  # it is not for our terminal
+
+    @property
+    def brief(self) -> str:
+        """The same without the folders of the interpreter and of its program: they are long, and hide what runs."""
+        words = list(self.command)
+        script = next((at for at, word in enumerate(words) if at and not word.startswith("-")), 0)
+        for at in {0, script}:
+            if words and os.path.basename(os.path.dirname(words[at])) == "bin" and " " not in words[at]:
+                words[at] = os.path.basename(words[at])
+        return replace(self, command=words).title
 
     @property
     def free_threaded(self) -> bool:

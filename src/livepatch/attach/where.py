@@ -32,6 +32,8 @@ _FOR_A_SIGNAL = {"pause", "rt_sigsuspend"}
 
 #: What a borrowed call may need of the stack.
 _ROOM = 0x10000
+#: More than the stack of a thread is deep where it waits. Two stacks may look like one, so a deep one is left alone.
+_DEEP = 0x80000
 
 _FUTEX_COMMAND, _FUTEX_WAIT_BITSET = 0x7F, 9
 
@@ -98,9 +100,18 @@ class Lookout:
         return any(mapping.path == self._python.path for mapping in self._callers(registers, 1 << 20))
 
     def _has_room(self, sp: int) -> bool:
-        """It is on the stack that the kernel gave it, with some room below: not on a signal handler's, for one."""
-        stack = next((mapping for mapping in self._maps if mapping.path == "[stack]"), None)
-        return stack is not None and stack.end - self._stack_limit() + _ROOM < sp < stack.end
+        """It is on its own stack, with some room below: not on a signal handler's, for one.
+
+        That is the one that the kernel gave it; or, in the child of a fork, that of the thread which has forked: then
+        the C library keeps at its end what belongs to the thread, with the area for restartable sequences in it.
+        """
+        stack = self._maps.at(sp)
+        if stack is None:
+            return False
+        if stack.path == "[stack]":
+            return stack.end - self._stack_limit() + _ROOM < sp
+        area = self._thread.restartable_sequences()
+        return stack.start + _ROOM < sp <= area < min(stack.end, sp + _DEEP)
 
     def _stack_limit(self) -> int:
         with open(f"/proc/{self._thread.tid}/limits") as limits:

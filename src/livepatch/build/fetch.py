@@ -25,6 +25,8 @@ _PURE = ("--platform", "any", "--implementation", "py", "--abi", "none")
 _ANY = ("--only-binary", ":all:")
 _SOURCE = ("--no-binary", ":all:")
 _STOPPED = 77
+#: In what pip complains about: a full disk, and one of which we may use no more.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: pip, until it would start a Python: for the build, or for what the build needs.
 _WATCHED = f"""
 import os, runpy, sys
@@ -40,14 +42,21 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 def fetch(name: str, version: str) -> Release:
     """Download and unpack a release; `name` and `version` are compared as PEP 503 and PEP 440 say.
 
-    Raises LivepatchError: EINVAL for a strange name or version, ENOENT if there is no such release, ENOSYS
-    without pip.
+    Raises LivepatchError: EINVAL for a strange name or version, ENOENT if there is no such release, ENOSPC if there is
+    no room for it, ENOSYS without pip.
     """
     check(name, version)
     answers = []
     with tempfile.TemporaryDirectory(prefix="livepatch-") as folder:
         for options in ((*_ANY, *_PURE), _ANY, _SOURCE):
             answer = _download(name, version, Path(folder), options)
+            # It may have left a part of the file there.
+            if any(f"[Errno {number}]" in answer for number in _NO_ROOM):
+                raise LivepatchError(
+                    errno.ENOSPC,
+                    f"There is no room for {name} {version} in {os.path.dirname(folder)}; make room there, or name"
+                    " another folder with TMPDIR.",
+                )
             for wheel in Path(folder).glob("*.whl"):
                 return unpack(wheel)
             for about_to_be_built in Path(folder).glob("pip-*/*/PKG-INFO"):

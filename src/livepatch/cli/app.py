@@ -55,6 +55,19 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            meant = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not meant:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{meant[0]}'?", error.ctx) from None
+
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None

@@ -171,11 +171,13 @@ def each_process(
     look: Callable[[Client], dict[str, Any]],
     connect: Connect | None = None,
     unprepared: Callable[[Process], dict[str, Any]] | None = None,
+    *,
+    apart: bool = True,
 ) -> int:
     """Have a look at several processes, one after another; what one refuses does not keep us from the next.
 
     Where there is no agent, `unprepared` knows the answer, if it is given. The JSON is a list with one object for each
-    process, whether there is one or many. One with an `error` counts as refused.
+    process, whether there is one or many. One with an `error` counts as refused. `apart`: there is a line between two.
     """
     from livepatch.attach.client import Client, NotPrepared, Unreachable
     from livepatch.attach.processes import NoAccess
@@ -183,7 +185,7 @@ def each_process(
     results: list[dict[str, Any]] = []
     worst = DONE
     for position, pid in enumerate(dict.fromkeys(pids)):
-        if position:
+        if position and apart:
             output.say()
         try:
             with (connect or Client)(pid) as client:

@@ -6,8 +6,8 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,19 +27,15 @@ from .files import replace_file
 _File = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def _where_option(command: Any) -> Any:
+def _where_option(default: str) -> Callable[[Any], Any]:
     """`--user` or `--system`."""
-    return click.option(
-        "--user/--system",
-        "user",
-        default=None,
-        help="For the processes of this user, or of all users.  [default: --system for root, else --user]",
-    )(command)
+    words = f"For the processes of this user, or of all users.  [default: {default}]"
+    return click.option("--user/--system", "user", default=None, help=words)
 
 
 @click.command("install")
 @click.argument("file", type=_File, shell_complete=candidates.archives)
-@_where_option
+@_where_option("--system for root, else --user")
 @click.option("--downgrade", is_flag=True, help="Put it in the place of a later version, too.")
 @json_option
 def install_command(file: Path, user: bool | None, downgrade: bool) -> int:
@@ -69,7 +65,10 @@ def install_command(file: Path, user: bool | None, downgrade: bool) -> int:
         path = before[0] if before is not None else folder / _file_name(folder, manifest.name)
         with trail.recorded("install", patch=trail.archive_of(data, str(file)), path=str(path)):
             replace_file(path, data, mode=0o644)
-    instead = f", in the place of version {before[1].version or '(none)'}" if before is not None else ""
+    instead = ""
+    if before is not None:
+        what = f"version {before[1].version}" if before[1].version else "the one that was there"
+        instead = f", in the place of {what}"
     output.say(f"'{manifest.name}' is installed as {path}{instead}.")
     if manifest.replace and set(known) - {manifest.name}:
         output.say("It is cumulative: where it is applied, it takes the place of all that are installed before it.")
@@ -79,11 +78,11 @@ def install_command(file: Path, user: bool | None, downgrade: bool) -> int:
 
 @click.command("uninstall")
 @click.argument("name", shell_complete=candidates.installed_patches)
-@_where_option
+@_where_option("where it is; if in both, --system for root, else --user")
 @json_option
 def uninstall_command(name: str, user: bool | None) -> int:
     """Keep a patch no longer. What runs keeps it until `livepatch disable`."""
-    with _folder(user, make=False) as folder:
+    with _folder(_where(name) if user is None else user, make=False) as folder:
         found = _known(folder).get(name)
         if found is None:
             sentence = f"No patch '{name}' is installed in {folder}; `livepatch list --installed` lists them."
@@ -140,6 +139,16 @@ def _signer(data: bytes) -> str:
         return policy.signer(data, policy.policy().signers).name
     except LivepatchError:
         return "(unknown)"
+
+
+def _where(name: str) -> bool | None:
+    """Whether the patch is kept for this user: None if it is not the only one of its name, or there is none."""
+    kept = []
+    for folder in installed.folders():
+        with suppress(LivepatchError):  # who may not look there is told when it is named
+            if name in _known(Path(folder)):
+                kept.append(folder != installed.SYSTEM)
+    return kept[0] if len(kept) == 1 else None
 
 
 @contextmanager

@@ -161,7 +161,8 @@ def _show(transaction: Transaction) -> None:
     rows = []
     for member in transaction.members:
         how = member.outcome.value + (", born meanwhile" if member.born else "")
-        rows.append([str(member.pid), state_of(member.state) if member.state else "-", how, _title(member)])
+        state = member.state or next((patch for patch in member.before if patch["name"] == transaction.name), None)
+        rows.append([str(member.pid), state_of(state) if state else "-", how, _title(member)])
     output.table(["PID", "PATCH", "OUTCOME", "COMMAND"], rows)
 
 
@@ -177,7 +178,7 @@ def _say_unpatched_parents(transaction: Transaction) -> None:
 
 
 def _title(member: Member) -> str:
-    title = member.found.process.title
+    title = member.found.process.brief
     return title if len(title) <= _TITLE else title[: _TITLE - 3] + "..."
 
 

@@ -78,6 +78,7 @@ def _looked_at(process: processes.Process) -> dict[str, Any] | None:
         "ways": [],
         "patches": [],
         "command": process.title,
+        "brief": process.brief,
     }
     deadline = time.monotonic() + _PATIENCE
     try:
@@ -104,7 +105,7 @@ def _row(entry: dict[str, Any]) -> list[str]:
     agent = f"no: {entry['error']['short']}" if entry["agent"] == "no" else entry["agent"]
     states = ((patch["name"], state_of(patch)) for patch in entry["patches"])
     patches = ", ".join(name if state == "enabled" else f"{name} {state}" for name, state in states)
-    return [str(entry["pid"]), str(entry["python"]), agent, patches or "-", entry["command"]]
+    return [str(entry["pid"]), str(entry["python"]), agent, patches or "-", entry["brief"]]
 
 
 @click.command("attach")

@@ -40,18 +40,42 @@ def _installed(ctx: click.Context, option: click.Parameter, value: bool) -> None
 )
 @json_option
 def list_command(selection: Selection) -> int:
-    """List the patches of a process."""
+    """List the patches of a process; of several processes in one table."""
+    pids = pids_of(selection)
+    columns = ["PATCH", "VERSION", "STATE", "ORDER", "MODULES"]
+    if len(pids) > 1:
+        return _list_several(pids, columns)
 
     def look(client: Client) -> dict[str, Any]:
         patches = client.call("list")
         output.say(_headline(client.process, client.hello["python"]))
         if patches:
-            output.table(["PATCH", "VERSION", "STATE", "ORDER", "MODULES"], [_row(patch) for patch in patches])
+            output.table(columns, [_row(patch) for patch in patches])
         else:
             output.say("No patch is loaded.")
         return {"patches": patches}
 
-    return each_process(pids_of(selection), look, unprepared=lambda process: {"patches": _none(process)})
+    return each_process(pids, look, unprepared=lambda process: {"patches": _none(process)})
+
+
+def _list_several(pids: list[int], columns: list[str]) -> int:
+    """The same of many: a server with forty workers is to fit on a screen."""
+    rows: list[list[str]] = []
+
+    def note(process: Process, patches: list[dict[str, Any]], otherwise: str) -> dict[str, Any]:
+        found = [_row(patch) for patch in patches] or [["-", "-", otherwise, "-", "-"]]
+        rows.extend([str(process.pid), *row] for row in found)
+        return {"patches": patches}
+
+    try:
+        return each_process(
+            pids,
+            lambda client: note(client.process, client.call("list"), "no patch"),
+            unprepared=lambda process: note(process, [], "no agent"),
+            apart=False,
+        )
+    finally:
+        output.table(["PID", *columns], rows)
 
 
 def _row(patch: dict[str, Any]) -> list[str]:
@@ -61,7 +85,7 @@ def _row(patch: dict[str, Any]) -> list[str]:
 
 
 def _headline(process: Process, python: str | None) -> str:
-    title = process.title
+    title = process.brief
     if len(title) > _TITLE:
         title = title[: _TITLE - 3] + "..."
     return f"Process {process.pid}, Python {python}: {title}"

@@ -27,10 +27,12 @@ def top_command(everything: bool, selection: Selection) -> int:
       r            reverse the running transition
       f            force it; says what that means, and asks
       u            unload a disabled patch
+      space        mark the process, or mark it no more; Escape unmarks all
+      t            mark the process and all that descend from it
       a            show the processes that have no agent, too; they are never touched
       q            leave; nothing that was begun ends with that
 
-    Each of these acts on one process. `livepatch disable` and its likes take several as one transaction.
+    d, r, f and u act on the process under the cursor, or on all that are marked, as one transaction.
 
     Needs Textual (livepatch[top]).
     """

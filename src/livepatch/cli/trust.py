@@ -60,7 +60,7 @@ def sign_command(file: Path, key: Path) -> int:
     "--allowed-signers",
     type=_File,
     metavar="FILE",
-    help=f"Who may sign, in the form of ssh-keygen(1).  [default: as {policy.SYSTEM} and the user's files say]",
+    help="Who may sign, in the form of ssh-keygen(1).  [default: as /etc/livepatch and the user's files say]",
 )
 @json_option
 def verify_command(file: Path, allowed_signers: Path | None) -> int:

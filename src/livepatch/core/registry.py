@@ -164,10 +164,16 @@ def _load(patch: Patch) -> None:
             raise
 
 
+def check_name(name: str) -> None:
+    """Raises LivepatchError with EEXIST if a patch of this name is loaded."""
+    if name in loaded_patches:
+        enabled = name in {p.name for p in listed}
+        shown = "enabled); disable and unload it first" if enabled else "disabled but not unloaded); unload it first"
+        raise LivepatchError(errno.EEXIST, f"A patch named '{name}' is loaded already ({shown}.")
+
+
 def _check_new(patch: Patch) -> None:
-    if patch.name in loaded_patches:
-        shown = "enabled" if patch.name in {p.name for p in listed} else "disabled but not unloaded"
-        raise LivepatchError(errno.EEXIST, f"A patch named '{patch.name}' is loaded already ({shown}).")
+    check_name(patch.name)
     _check_unshared(patch)
 
 

@@ -25,6 +25,8 @@ State = dict[str, Any]
 #: Seconds in which a process that was just started may get its agent, if it is to get one by itself: importing it takes
 #: a while where all are busy.
 CHILDHOOD = 5.0
+#: The kernel's PF_FORKNOEXEC, in the flags of /proc/PID/stat.
+_FORKED_ONLY = 0x40
 
 
 class Outcome(Enum):
@@ -32,7 +34,7 @@ class Outcome(Enum):
 
     PENDING = "pending"
     DONE = "done"
-    UNTOUCHED = "untouched"
+    UNTOUCHED = "untouched"  # another refused, or it was as it was to be
     UNCONCERNED = "unconcerned"  # none of the modules that the patch changes is imported there
     REFUSED = "refused"
     ENDED = "ended"
@@ -41,8 +43,8 @@ class Outcome(Enum):
 
     @property
     def is_open(self) -> bool:
-        """The process may still be asked."""
-        return self not in (Outcome.ENDED, Outcome.UNCONCERNED)
+        """The process may still be asked, and be brought back."""
+        return self not in (Outcome.ENDED, Outcome.UNCONCERNED, Outcome.UNTOUCHED)
 
 
 class Member:
@@ -145,6 +147,29 @@ class Member:
         except LivepatchError:
             return False
 
+    def began_from_nothing(self) -> bool:
+        """It has no agent, and not by chance: so no patch either.
+
+        One that was forked and has executed no program since may have all the patches of its parent, and get its agent
+        in a moment; one that was prepared gets one, too.
+        """
+        process = self.found.process
+        if listens(process) or process.listens_unseen():
+            return False
+        grown = self.found.age() > CHILDHOOD
+        return alive(self.pid) and (grown or (_has_executed(self.pid) and not prepare.is_prepared(self.pid)))
+
+    def holds(self, params: dict[str, Any]) -> State | None:
+        """The patch that came from this very file, if it is enabled in the process and nothing is under way with it."""
+        for patch in self.before:
+            if patch["enabled"] and not patch["transition"]:
+                try:
+                    if self.connected.call("file", name=patch["name"])["data"] == params["data"]:
+                        return patch
+                except LivepatchError:
+                    pass  # one that came from no file
+        return None
+
     def reconnect(self) -> None:
         """Forget what was asked, whose answers may be half read."""
         self.close()
@@ -157,6 +182,16 @@ class Member:
                 self.client, self.silent = Client.unheard(self.pid), True
         except LivepatchError as error:
             self.refuse(error)
+
+
+def _has_executed(pid: int) -> bool:
+    """Whether it is more than a fork: it has executed a program. False if the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return False
+    return flags != 0 and not flags & _FORKED_ONLY
 
 
 def together(

@@ -14,6 +14,9 @@ that, it is waited for; else it is none of our business, as the process of gunic
 
 Where processes are spawned all the time, and each begins from nothing, there is no end of that: then the time runs out.
 
+**Who has it already** is left alone, so that a command can be given once more for those that were replaced since.
+Who has no agent has no patch, and is nobody's concern when one is taken back.
+
 **The way back** is the agent's: reverse what is in transition, disable what has completed. What a cumulative patch has
 replaced, and what has been disabled completely, is loaded again from the file that it came from.
 """
@@ -127,7 +130,7 @@ class Transaction:
             self._add(found, born=False)
         for member in self.members:
             try:
-                member.reach(self._connect, wait=True)
+                self._reach(member, wait=True)
             except LivepatchError as error:
                 member.refuse(error)
                 if member.outcome is Outcome.ENDED and not member.found.named:
@@ -140,6 +143,13 @@ class Transaction:
         """Ask every process whether the file fits. Raises LivepatchError, of several processes Refused."""
         self._check(self.waiting())
         self.stop_if_refused()
+        there = [member for member in self.members if member.outcome is Outcome.UNTOUCHED]
+        if there and not self.waiting():
+            count = len(there)
+            where = f"process {there[0].pid}" if count == 1 else f"all {count} processes"
+            raise LivepatchError(
+                errno.EEXIST, f"'{self.name}' is loaded already into {where} that it is for; nothing was done."
+            )
         if not self._parents:
             nobody = NoAccess(errno.ESRCH, "All processes that were meant have ended.")
             raise next((member.error for member in self.members if member.error is not None), nobody)
@@ -317,6 +327,8 @@ class Transaction:
             if isinstance(answer, LivepatchError) and member.outcome is not Outcome.ENDED:
                 member.error = answer
                 refused.append(member)
+            if member.outcome is Outcome.PENDING:  # it is all that was to be done
+                member.outcome = Outcome.LEFT if member in refused else Outcome.DONE
         if self.selection.grows:
             self._unload_forks()
         return refused
@@ -388,6 +400,13 @@ class Transaction:
         self._known.add(found.key)
         self.members.append(Member(found, born=born))
 
+    def _reach(self, member: Member, *, wait: bool) -> bool:
+        """As `Member.reach`; but where there is no agent there is nothing to be taken back, and none is brought in."""
+        if not (self.operation.loads or member.found.named or self.alone) and member.began_from_nothing():
+            member.outcome = Outcome.UNCONCERNED
+            return False
+        return member.reach(self._connect, wait=wait)
+
     def _check(self, members: list[Member]) -> None:
         answers = together(members, "check", timeout=LOAD_TIMEOUT, **self.operation.params)
         for member, found in answers.items():
@@ -396,6 +415,11 @@ class Transaction:
             if error is None:
                 self.operation.name = member.checked["name"]
                 self._parents |= {member.found.parent, member.pid}
+            elif not member.found.named and (patch := member.holds(self.operation.params)):
+                # Whoever loads it once more means the others: a worker that was replaced, say.
+                self.operation.name = patch["name"]
+                self._parents |= {member.found.parent, member.pid}
+                member.outcome = Outcome.UNTOUCHED
             elif member.outcome is not Outcome.ENDED:
                 member.error = error
                 if member.found.named or not has_none_of_it(found):
@@ -463,12 +487,15 @@ class Transaction:
                 member.settled = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def _join(self, member: Member) -> None:
-        if member.client is None and not member.reach(self._connect, wait=False):
+        if member.client is None and not self._reach(member, wait=False):
             if not alive(member.pid):
                 member.end()
             return
         patch = _named(member.connected.call("list"), self.name)
-        if patch is not None:  # inherited, with all that was under way
+        parent = next((other for other in self.members if other.pid == member.found.parent), None)
+        if patch is not None and parent is not None and parent.outcome is Outcome.UNTOUCHED:
+            member.outcome = Outcome.UNTOUCHED  # inherited from one that had it before
+        elif patch is not None:  # inherited, with all that was under way
             member.state = patch
             if patch["enabled"] != self.enabled and (self.returning or not self.operation.loads):
                 self._write([member])
@@ -481,6 +508,8 @@ class Transaction:
         """Load the patch into one that began from nothing, or was forked before its parent had the patch."""
         member.error = None
         self._check([member])
+        if not member.outcome.is_open:
+            return
         if member.error is None:
             self._start([member])
         elif member.outcome is Outcome.PENDING and not self._is_expected(member):

@@ -115,7 +115,7 @@ class Host:
 
 def _unprepared(process: processes.Process) -> View | None:
     """A process without an agent, and whether one could come; None if it has ended meanwhile."""
-    view = View(process.pid, process.python or "?", process.title, ATTACHABLE)
+    view = View(process.pid, process.python or "?", process.brief, ATTACHABLE)
     try:
         way.into(process)
     except way.NoWay as error:

@@ -108,7 +108,7 @@ class Watch:
     """The thread. `ended` is set when there is no agent to be watched any more; `chosen` asks for more detail."""
 
     def __init__(self, process: Process, tell: Tell) -> None:
-        self.view = View(process.pid, process.python or "?", process.title, YES)
+        self.view = View(process.pid, process.python or "?", process.brief, YES)
         self.ended = False
         self._chosen = False
         self._tell = tell
@@ -162,7 +162,7 @@ class Watch:
 
     def _attend(self, client: Client) -> None:
         process = client.process
-        self._set(python=client.hello["python"], command=process.title, started=client.hello["started"])
+        self._set(python=client.hello["python"], command=process.brief, started=client.hello["started"])
         follows = False
         while not self._over:
             if self._chosen and not follows:
