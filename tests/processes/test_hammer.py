@@ -102,3 +102,30 @@ def test_without_the_hooks_children_hang():
     torn, ended = hammer(30, 2, NAIVE + PRELUDE)
     assert not torn
     assert set(ended) - {0}
+
+
+def test_a_fork_while_somebody_has_the_lock_of_threading():
+    """Our thread cannot end before the fork then; in the child, nothing of it may wait for that lock."""
+    script = """
+        import signal
+        lp.start_agent()
+        held = threading.Event()
+        def hold():
+            with threading._active_limbo_lock:
+                held.set()
+                threading.Event().wait()
+        threading.Thread(target=hold, daemon=True).start()
+        assert held.wait(60)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        deadline = time.monotonic() + 30
+        while (said := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if said == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            said = os.waitpid(pid, 0)
+        print(json.dumps(os.waitstatus_to_exitcode(said[1])), flush=True)
+        os._exit(0)
+    """
+    assert run(script) == 0

@@ -40,6 +40,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from livepatch.core import lists, log, originals, registry
 from livepatch.core.model import LivepatchError, PatchStatus
@@ -293,7 +294,7 @@ class Agent:
         exempt_thread(ident)
         named = threading.get_ident() == ident  # not so if somebody has replaced the threads by greenlets
         if named:
-            threading.current_thread().name = "livepatch"
+            _name_this_thread("livepatch")
         going = True
         while going:
             try:
@@ -441,6 +442,21 @@ class Agent:
         if self._on_log in log.listeners:
             log.listeners.remove(self._on_log)
             self._lines.clear()
+
+
+def _name_this_thread(name: str) -> None:
+    """Have `threading` know it by this name, until it calls its `_delete`.
+
+    From 3.13 on `threading` forgets a thread that it has not started by an object that dies with it and then takes a
+    lock. In a child, that is before anybody makes the lock anew which a thread that is not there had. So without that.
+    """
+    thread = threading.current_thread()
+    thread.name = name
+    local: Any = getattr(threading, "_thread_local_info", None)
+    if hasattr(local, "_track_dummy_thread_ref"):
+        del local._track_dummy_thread_ref
+        with threading._active_limbo_lock:  # type: ignore[attr-defined]
+            threading._active[thread.ident] = thread  # type: ignore[attr-defined]
 
 
 def _change(name: str, before: PatchStatus | None, now: PatchStatus | None) -> dict[str, object] | None:
