@@ -370,8 +370,11 @@ def test_all_parts_fit_on_a_small_terminal(stalled):
             assert (region.x, region.right) == (0, 80)
         assert screen.app.query_one("#log").region.bottom < 24
         assert screen.app.query_one(Footer).region.bottom == 24
-        picture = await screen.until(lambda: "Unload" in (svg := screen.app.export_screenshot()) and svg)
-        assert "fix patching (1/2)" in picture.replace("&#160;", " ")
+
+        def picture():
+            return screen.app.export_screenshot().replace("&#160;", " ")
+
+        await screen.until(lambda: all(words in picture() for words in ("Unload", "fix patching (1/2)")))
 
     on_screen(scenario, stalled.pid, size=(80, 24))
 
