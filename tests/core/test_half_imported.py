@@ -19,13 +19,30 @@ pytestmark = pytest.mark.usefixtures("rounds_by_hand")
 __all__ = ["called", "on_disk"]
 
 
-def test_a_module_whose_import_began_under_the_patch_is_patched_at_its_end(on_disk, worker):
+@pytest.fixture
+def gate(on_disk):
+    """What the body of `lp_later` stops at, at its end."""
     gate = kit.Gate()
     sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
     on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
+    return gate
+
+
+@pytest.fixture
+def begin(gate, worker):
+    """Has a thread import it as far as the gate; gives the future of the module."""
+
+    def begin():
+        importing = worker().begin(importlib.import_module, "lp_later")
+        gate.arrived()
+        return importing
+
+    return begin
+
+
+def test_a_module_whose_import_began_under_the_patch_is_patched_at_its_end(gate, begin):
     lp.enable_patch(absent("a"))
-    importing = worker().begin(importlib.import_module, "lp_later")
-    gate.arrived()
+    importing = begin()
     lp.enable_patch(absent("b", new=NEW.replace("new", "newer")))
     gate.open()
     target = importing.result(kit.PATIENCE)
@@ -35,13 +52,9 @@ def test_a_module_whose_import_began_under_the_patch_is_patched_at_its_end(on_di
     kit.take_out("a")
 
 
-def test_a_module_whose_import_began_before_the_patch(on_disk, worker):
+def test_a_module_whose_import_began_before_the_patch(gate, begin):
     """It counts as absent. Nobody of ours stands before its loader, and yet it is patched at its end."""
-    gate = kit.Gate()
-    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
-    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
-    importing = worker().begin(importlib.import_module, "lp_later")
-    gate.arrived()
+    importing = begin()
     lp.enable_patch(absent("p"))
     assert not lp.patches()[0].transition
     assert lp.patches()[0].objects[0]["patched"] is False
@@ -52,12 +65,8 @@ def test_a_module_whose_import_began_before_the_patch(on_disk, worker):
     kit.take_out("p")
 
 
-def test_a_half_imported_module_is_refused_at_its_end(on_disk, worker, called):
-    gate = kit.Gate()
-    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
-    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
-    importing = worker().begin(importlib.import_module, "lp_later")
-    gate.arrived()
+def test_a_half_imported_module_is_refused_at_its_end(gate, begin, called):
+    importing = begin()
     lp.enable_patch(absent("p", called=called, refuse=-errno.ENODEV))
     gate.open()
     with pytest.raises(ImportError, match="Patch 'p' refused") as caught:
@@ -67,13 +76,9 @@ def test_a_half_imported_module_is_refused_at_its_end(on_disk, worker, called):
     kit.take_out("p")
 
 
-def test_a_module_that_is_complete_before_the_patch_is_enabled(on_disk, worker, monkeypatch):
+def test_a_module_that_is_complete_before_the_patch_is_enabled(gate, begin, monkeypatch):
     """Its symbols were not asked for, as it was half imported then."""
-    gate = kit.Gate()
-    sys.modules["lp_gate"] = types.SimpleNamespace(gate=gate)
-    on_disk("lp_later", SOURCE + "    import lp_gate\n    lp_gate.gate()")
-    importing = worker().begin(importlib.import_module, "lp_later")
-    gate.arrived()
+    importing = begin()
     await_absent = modules.await_absent
 
     def late(patch):

@@ -40,19 +40,20 @@ def read(data: bytes, file: str, *, dry: bool = False) -> Patch:
 
 def maker(data: bytes, file: str, *, dry: bool = False) -> Callable[[], Patch]:
     """What makes that patch: an archive's anew for the modules that are there then, one written by hand once."""
-    if _is_archive(data, file):
-        return lambda: _bind(data, dry=dry)
-    patch = _execute(data, os.path.splitext(os.path.basename(file))[0])
-    return lambda: patch
-
-
-def _bind(data: bytes, *, dry: bool) -> Patch:
+    if not _is_archive(data, file):
+        patch = _execute(data, os.path.splitext(os.path.basename(file))[0])
+        return lambda: patch
     with _forks_wait():
         from livepatch.archive import fit, format  # half of the agent's memory, and most agents never load anything
 
         archive = format.read(data)
-        registry.check_name(archive.manifest.name)  # else it would not fit, because of itself
-        return fit.bind(archive, dry=dry)
+
+    def bind() -> Patch:
+        with _forks_wait():
+            registry.check_name(archive.manifest.name)  # else it would not fit, because of itself
+            return fit.bind(archive, dry=dry)
+
+    return bind
 
 
 @contextmanager

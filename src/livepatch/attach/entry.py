@@ -96,8 +96,6 @@ def _bring(process: Process, ways: tuple[str, ...], timeout: float) -> Client:
         agent = bundle.agent(process)
         files.write(files.bundle, agent)
         files.write(files.script, bundle.script(process, files, len(agent)).encode())
-        if injector is not None:
-            injector.begin(files.inside(files.script))
         return _await_agent(process, files, ways, injector, timeout)
 
 

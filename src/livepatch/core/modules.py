@@ -481,7 +481,7 @@ def await_absent(patch: Patch) -> None:
         name = obj.name
         if name is None or obj.module is not None:
             continue
-        module = _not_found_now(name)
+        module = _when_found(name)
         if _comes_to_us(name):
             continue
         spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None
@@ -489,21 +489,21 @@ def await_absent(patch: Patch) -> None:
             spec.loader = _Loader(spec.loader)
         elif type(spec) is ModuleSpec and half_imported(module):
             spec.__class__ = _Watched
-        elif isinstance(module, ModuleType) and type(spec) is not _Watched:
-            raise BeingImported(errno.EBUSY, _IMPORTED_NOW.format(name))
         elif module is not None and not isinstance(module, ModuleType):
             kind = type(module).__qualname__
             raise LivepatchError(errno.EINVAL, f"What is imported as '{name}' is no module but a {kind}.")
+        elif module is not None and type(spec) is not _Watched:
+            raise BeingImported(errno.EBUSY, _IMPORTED_NOW.format(name))
 
 
-def _not_found_now(name: str) -> object:
+def _when_found(name: str) -> object:
     """What is imported under a name, None for nothing, when nobody is looking for it or about to let go of it."""
     deadline = originals.monotonic() + 1.0
-    while cpython.importing(name) and not _comes_to_us(name):
+    while (importer := cpython.importer(name)) is not None and not _comes_to_us(name):
         module = sys.modules.get(name)
         if half_imported(module):
             return module
-        if cpython.importer(name) == originals.get_ident():
+        if importer == originals.get_ident():
             raise LivepatchError(errno.EBUSY, _IMPORTED_NOW.format(name))
         if originals.monotonic() >= deadline:
             raise BeingImported(errno.EBUSY, _IMPORTED_NOW.format(name))
