@@ -60,6 +60,10 @@ class RefusedModule(ImportError):
 class BeingImported(LivepatchError):
     """EBUSY: another thread imports a module, and it was there neither to be patched nor to be waited for."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.EBUSY, _IMPORTED_NOW.format(name))
+        self.module = name
+
 
 # -- coming --------------------------------------------------------------------------------------------------
 
@@ -473,17 +477,21 @@ def _comes_to_us(name: str) -> bool:
 def await_absent(patch: Patch) -> None:
     """Wait for those modules of a patch whose import has begun without our loader, or which are yet to be run.
 
-    A half-imported module counts as absent. Raises `BeingImported` if such a module cannot be waited for, or is
-    complete by now, so that its symbols can be resolved; `LivepatchError` with EBUSY (this very thread is looking for
-    it) or EINVAL (something that is no module has its place).
+    A half-imported module counts as absent. Raises `BeingImported` if such a module is being looked for, so that it
+    cannot be waited for yet, or is complete by now, so that its symbols can be resolved; `LivepatchError` with EBUSY
+    (this very thread is looking for it) or EINVAL (something that is no module has its place).
     """
     for obj in patch.objects:
         name = obj.name
         if name is None or obj.module is not None:
             continue
-        module = _when_found(name)
+        if _sought_elsewhere(name):
+            if cpython.importer(name) == originals.get_ident():
+                raise LivepatchError(errno.EBUSY, _IMPORTED_NOW.format(name))
+            raise BeingImported(name)
         if _comes_to_us(name):
             continue
+        module = sys.modules.get(name)
         spec = ModuleType.__getattribute__(module, "__spec__") if isinstance(module, ModuleType) else None
         if is_lazy(module) and spec is not None:
             spec.loader = _Loader(spec.loader)
@@ -493,22 +501,24 @@ def await_absent(patch: Patch) -> None:
             kind = type(module).__qualname__
             raise LivepatchError(errno.EINVAL, f"What is imported as '{name}' is no module but a {kind}.")
         elif module is not None and type(spec) is not _Watched:
-            raise BeingImported(errno.EBUSY, _IMPORTED_NOW.format(name))
+            raise BeingImported(name)
 
 
-def _when_found(name: str) -> object:
-    """What is imported under a name, None for nothing, when nobody is looking for it or about to let go of it."""
-    deadline = originals.monotonic() + 1.0
-    while (importer := cpython.importer(name)) is not None and not _comes_to_us(name):
-        module = sys.modules.get(name)
-        if half_imported(module):
-            return module
-        if importer == originals.get_ident():
-            raise LivepatchError(errno.EBUSY, _IMPORTED_NOW.format(name))
-        if originals.monotonic() >= deadline:
-            raise BeingImported(errno.EBUSY, _IMPORTED_NOW.format(name))
+def _sought_elsewhere(name: str) -> bool:
+    """Somebody has the module's import lock without our finder: he looks for it, or is about to let go of it."""
+    return cpython.importing(name) and not _comes_to_us(name) and not half_imported(sys.modules.get(name))
+
+
+def wait_until_found(name: str, until: float) -> bool:
+    """Wait until a module is no longer looked for elsewhere. False if it still is at `until`, on the monotonic clock.
+
+    Not to be called under the mutex, which whoever has the import lock may want before he lets go of it.
+    """
+    while _sought_elsewhere(name):
+        if originals.monotonic() >= until:
+            return False
         originals.sleep(0.001)
-    return sys.modules.get(name)
+    return originals.monotonic() < until
 
 
 class Finder:

@@ -133,8 +133,8 @@ def enable(make: Callable[[], Patch]) -> Patch:
         try:
             _load(patch)
             return patch
-        except modules.BeingImported:
-            if originals.monotonic() >= until:
+        except modules.BeingImported as error:
+            if not modules.wait_until_found(error.module, until):
                 raise
 
 
