@@ -257,7 +257,8 @@ def test_cut_off_anywhere(target, which):
             callbacks.running.clear()
             enabled = bool(lp.patches())
             ends.add(enabled)
-            due = ["post_patch"] if enabled else ["pre_unpatch", "post_unpatch"] if which == "disable" else []
+            due = ["pre_unpatch", "post_unpatch"] if which == "disable" and not enabled else []
+            due += ["post_patch"] if enabled and (which == "enable" or seen.at("pre_unpatch")) else []
             due += ["post_unpatch"] if seen.at("pre_patch") and not enabled else []
             for moment in due:
                 assert len(set(seen.at(moment))) == len(seen.at(moment)) >= len(kept) - 1, (number, seen.events)

@@ -1,7 +1,7 @@
 """The four callbacks of an object, as the kernel calls them; and those that are called with each instance of a class.
 
-Only pre_patch can refuse. post_unpatch pairs with pre_patch, by a flag; pre_unpatch pairs with post_patch, by who
-calls it. Those for instances run inside of what the object's own callbacks begin and end: after its pre_patch and
+Only pre_patch can refuse. post_unpatch pairs with pre_patch, and pre_unpatch with post_patch, by a flag each. Those for
+instances run inside of what the object's own callbacks begin and end: after its pre_patch and
 post_patch, before its pre_unpatch and post_unpatch.
 """
 
@@ -130,7 +130,10 @@ Steps = list[Callable[[], None]]
 
 
 def post_patch_steps(obj: Object) -> Steps:
-    return [partial(_run, callback, obj) for callback in (obj.callbacks.post_patch, *_twice(obj, "post_patch"))]
+    """None if a callback of another object has made its module go, or come with its own post_patch."""
+    if obj.module is None or obj.pre_unpatch_due:
+        return []
+    return [partial(_post_patch, callback, obj) for callback in (obj.callbacks.post_patch, *_twice(obj, "post_patch"))]
 
 
 def post_unpatch_steps(obj: Object) -> Steps:
@@ -151,7 +154,15 @@ def post_patch(obj: Object) -> None:
         step()
 
 
+def _post_patch(callback: Any, obj: Object) -> None:
+    obj.pre_unpatch_due = True
+    _run(callback, obj)
+
+
 def pre_unpatch(obj: Object) -> None:
+    if not obj.pre_unpatch_due:
+        return
+    obj.pre_unpatch_due = False
     for walk in _twice(obj, "pre_unpatch"):
         _run(walk, obj)
     _run(obj.callbacks.pre_unpatch, obj)

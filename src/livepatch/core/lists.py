@@ -78,6 +78,12 @@ def transition_of(patch: Patch) -> Transition | None:
     return now[1] if now is not None and now[0] is patch else None
 
 
+def moving(patch: Patch) -> Transition | None:
+    """Its transition, if functions carry trampolines: no longer so while the last callbacks are called."""
+    transition = transition_of(patch)
+    return None if transition is None or transition.gone else transition
+
+
 def objects_named(name: str) -> list[tuple[Patch, Object]]:
     """The objects of listed patches for one module, oldest patch first."""
     return [(patch, obj) for patch in list(listed) for obj in patch.all_objects() if obj.name == name]

@@ -201,6 +201,7 @@ class Object:
         "nops",
         "patched",
         "post_unpatch_due",
+        "pre_unpatch_due",
         "values",
     )
 
@@ -237,6 +238,7 @@ class Object:
         self.dynamic = False  # made by an atomic replace, to hold nothing but nops
         self.patched = False  # its functions are on their stacks; true as well if it has none
         self.post_unpatch_due = False  # pre_patch succeeded and post_unpatch has not run
+        self.pre_unpatch_due = False  # post_patch has begun and pre_unpatch has not
 
     def all_funcs(self) -> list[Func]:
         """The author's functions, the derived ones and the nops, those nested deepest first."""
@@ -246,7 +248,7 @@ class Object:
         """The module has gone, or was refused: the object waits for it again. A running transition is not touched."""
         self.module = self.entry = self.module_state = None
         self.derived, self.values = [], []
-        self.patched = self.post_unpatch_due = False
+        self.patched = self.post_unpatch_due = self.pre_unpatch_due = False
         for func in [*self.funcs, *self.nops]:
             func.old_code = None
             func.twins = ()

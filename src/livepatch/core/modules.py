@@ -103,8 +103,12 @@ class _Constants:
 
 
 def _hoping(name: str) -> list[tuple[Patch, Object]]:
-    """The objects for a module, of patches that have not given up."""
-    return [(patch, obj) for patch, obj in lists.objects_named(name) if not patch.given_up or obj.module is not None]
+    """The objects for a module, of patches that are in force, or come or go, and have not given up."""
+    return [
+        (patch, obj)
+        for patch, obj in lists.objects_named(name)
+        if obj.module is not None or (not patch.given_up and (patch.enabled or lists.moving(patch) is not None))
+    ]
 
 
 def _come(module: ModuleType, name: str, code: CodeType | None, *, ours: bool) -> CodeType | None:
@@ -177,7 +181,7 @@ def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: 
     """
     name = str(obj.name)
     obj.module_state = "COMING"
-    transition = lists.transition_of(patch)
+    transition = lists.moving(patch)
     try:
         try:
             if promise and isinstance(symbols, _Constants):
@@ -213,7 +217,7 @@ def _keep_promise(patch: Patch, obj: Object) -> None:
 
 
 def _redirect(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: bool) -> None:
-    transition = lists.transition_of(patch)
+    transition = lists.moving(patch)
     for func in obj.all_funcs():
         func.transition = transition is not None
     try:
@@ -246,7 +250,7 @@ def _refuse(patch: Patch, name: str, error: BaseException) -> None:
 
 def _replaced(patch: Patch) -> list[Patch]:
     """The patches that this one is just replacing."""
-    if not patch.replace or lists.transition_of(patch) is None:
+    if not patch.replace or lists.moving(patch) is None:
         return []
     return lists.listed[: lists.listed.index(patch)]
 
@@ -269,9 +273,8 @@ def _revert(name: str) -> None:
 
 def _go(patch: Patch, obj: Object) -> None:
     # A module that never was there to the end keeps its state: the kernel calls it GOING only after its init has run.
-    transition = lists.transition_of(patch)
-    if transition is None:
-        callbacks.pre_unpatch(obj)
+    transition = lists.moving(patch)
+    callbacks.pre_unpatch(obj)
     log.notice(f"reverting patch '{patch.name}' on unloading module '{obj.name}'")
     _unpatch(obj)
     obj.forget_module()

@@ -194,11 +194,18 @@ def _enable(patch: Patch) -> None:
     present = [obj for obj in patch.all_objects() if obj.module is not None]
     try:
         _init_transition(patch, PATCHED)
-        for obj in present:  # a callback may import more; those are applied as they come
+        for obj in present:  # a callback may import more, or anew; those are applied as they come
+            if not _waits(obj):
+                continue
             callbacks.pre_patch(obj)
+            if not _waits(obj):
+                if obj.module is None:
+                    callbacks.post_unpatch(obj)
+                continue
             if patch.replace:
                 values.add_nops(obj, [other for p in listed if p is not patch for other in p.objects])
-            if found is None or any(func.born is not None for func in obj.funcs):
+            called = obj.callbacks.pre_patch is not None or obj.instances
+            if found is None or called or any(func.born is not None for func in obj.funcs):
                 found = objects.find(objects.funcs(patch))
             _patch_object(obj, found, _running()[1])
     except TakenOver:
@@ -212,6 +219,11 @@ def _enable(patch: Patch) -> None:
         raise LivepatchError(errno.EINVAL, f"Patch '{patch.name}' could not be applied: {error!r}") from error
     patch.enabled = True
     _go()
+
+
+def _waits(obj: Object) -> bool:
+    """Its module is there, and the patch has not been applied to it: not so where a callback has loaded it anew."""
+    return obj.module is not None and not obj.patched
 
 
 # -- the transition ------------------------------------------------------------------------------------------
@@ -288,8 +300,18 @@ class _Completion:
         self.touched = objects.redirections_of(patch)
         enabled = transition.goal.state == PATCHED
         self.replaced = listed[: listed.index(patch)] if patch.replace and enabled else []
-        steps = callbacks.post_patch_steps if enabled else callbacks.post_unpatch_steps
-        self.callbacks = [step for obj in patch.objects if obj.module is not None for step in steps(obj)]
+        self._steps = callbacks.post_patch_steps if enabled else callbacks.post_unpatch_steps
+        self.objects = [obj for obj in patch.objects if obj.module is not None]
+        self.callbacks: callbacks.Steps = []
+
+    def call(self) -> None:
+        """Call what is left. What an object is to be called shows when it has its turn: others may disturb it."""
+        while self.callbacks or self.objects:
+            if self.callbacks:
+                self.callbacks.pop(0)()
+            else:
+                first, *others = self.objects
+                self.callbacks, self.objects = self._steps(first), others  # at once
 
 
 _completion: _Completion | None = None
@@ -314,6 +336,7 @@ def _complete_transition() -> None:
         other.enabled = False
         for obj in other.objects:
             objects.unpatch_object(obj)
+            obj.pre_unpatch_due = obj.post_unpatch_due = False  # nobody calls them any more
     objects.unpatch_nops(patch)
     objects.settle(touched)
     for func in objects.funcs(patch):
@@ -331,8 +354,7 @@ def _conclude() -> None:
     assert _completion is not None
     patch, transition = _running()
     goal = transition.goal.state
-    while _completion.callbacks:
-        _completion.callbacks.pop(0)()
+    _completion.call()
     log.notice(f"'{patch.name}': {_name(goal)} complete")
     for gone in _completion.replaced if goal == PATCHED else [patch]:
         if gone in listed:
@@ -417,9 +439,9 @@ def _disable(patch: Patch) -> None:
     try:
         _init_transition(patch, UNPATCHED)
         for obj in patched:
-            callbacks.pre_unpatch(obj)
-        for obj in patched:
             objects.install(obj, _running()[1], found)
+        for obj in patched:
+            callbacks.pre_unpatch(obj)
     except TakenOver:
         raise
     except BaseException:  # from a signal handler
