@@ -18,6 +18,11 @@ from .lock import TakenOver
 from .model import LivepatchError, Object, reason
 
 
+def asks(obj: Object) -> bool:
+    """Whether `pre_patch` runs anybody's code."""
+    return obj.callbacks.pre_patch is not None or bool(obj.instances)
+
+
 def pre_patch(obj: Object) -> None:
     for path in obj.instances:
         class_of(obj, path)
@@ -41,6 +46,9 @@ def pre_patch(obj: Object) -> None:
         log.warning(f"pre-patch callback failed for object '{obj.kernel_name}'")
         raise refused from cause
     obj.post_unpatch_due = True
+    if obj.module is None:  # it has made its own module go
+        post_unpatch(obj)
+        return
     try:
         for path, wanted in obj.instances.items():
             if wanted.pre_patch is not None:
@@ -177,3 +185,23 @@ def _post_unpatch(obj: Object) -> None:
     if obj.post_unpatch_due:
         obj.post_unpatch_due = False
         _run(obj.callbacks.post_unpatch, obj)
+
+
+class Remaining:
+    """What is left to be called of some objects, whose steps show when they have their turn: others may disturb them.
+
+    An exception may cut it off anywhere. It can be called again, since each step is taken off before it is called.
+    """
+
+    def __init__(self, steps: Callable[[Object], Steps], objects: list[Object]) -> None:
+        self._steps_of = steps
+        self._objects = objects
+        self._steps: Steps = []
+
+    def call(self) -> None:
+        while self._steps or self._objects:
+            if self._steps:
+                self._steps.pop(0)()
+            else:
+                first, *others = self._objects
+                self._steps, self._objects = self._steps_of(first), others  # at once

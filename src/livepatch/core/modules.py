@@ -42,6 +42,8 @@ from .trampoline import replace_constants
 
 #: Modules whose bodies run under a loader of ours, by name; `_arrive` is called for each.
 _loading: dict[str, list[Redirection]] = {}
+#: By thread and id, modules that patches are being applied to before their bodies run: their callbacks may run.
+_preparing: set[tuple[int, int]] = set()
 #: By thread, modules that it is about to find by a finder which enables patches first, and asks ours for them then.
 sought: set[tuple[int, str]] = set()
 #: What a refused reload leaves in sys.modules for the import system to find; see `_refuse_reload`.
@@ -122,6 +124,8 @@ def _come(module: ModuleType, name: str, code: CodeType | None, *, ours: bool) -
         symbols = _Constants(code)
         certain = ours
         for patch, obj in waiting:
+            if obj.module is not None:
+                continue  # by a callback of one before, which has imported what has this name now
             if obj.after_body or symbols.needs_body(obj):
                 break  # newer patches must be applied after this one
             certain = certain and symbols.certain(obj)
@@ -179,7 +183,7 @@ def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: 
 
     With `promise` everything is done but redirection: what will be redirected shows when the body has run.
     """
-    name = str(obj.name)
+    name, module = str(obj.name), obj.module
     obj.module_state = "COMING"
     transition = lists.moving(patch)
     try:
@@ -193,11 +197,13 @@ def _apply(patch: Patch, obj: Object, symbols: _Constants | Tables, *, promise: 
             raise
         log.notice(f"applying patch '{patch.name}' to loading module '{name}'")
         callbacks.pre_patch(obj)
+        if obj.module is not module or obj.patched:
+            return  # the callback has imported another one of this name, or reloaded this one: all is done
         _redirect(patch, obj, symbols, promise=promise)
     except TakenOver:
         raise
     except BaseException as error:
-        obj.forget_module()
+        _forget(obj, module)
         _refuse(patch, name, error)
         return
     if transition is None:
@@ -273,13 +279,21 @@ def _revert(name: str) -> None:
 
 def _go(patch: Patch, obj: Object) -> None:
     # A module that never was there to the end keeps its state: the kernel calls it GOING only after its init has run.
-    transition = lists.moving(patch)
+    transition, module = lists.moving(patch), obj.module
     callbacks.pre_unpatch(obj)
+    if obj.module is not module:
+        return
     log.notice(f"reverting patch '{patch.name}' on unloading module '{obj.name}'")
     _unpatch(obj)
-    obj.forget_module()
+    _forget(obj, module)
     if transition is not None:
         transition.renew(objects.suspendable(patch))
+
+
+def _forget(obj: Object, module: ModuleType | None) -> None:
+    """Unless a callback has given the object another module, or this one anew."""
+    if obj.module is module and not obj.patched:
+        obj.forget_module()
 
 
 def _unpatch(obj: Object) -> None:
@@ -305,7 +319,7 @@ def take_over(interrupted: list[Object]) -> None:
             obj.module_state = "LIVE"
         elif obj.module_state in ("COMING", "GOING"):
             _unpatch(obj)
-            obj.forget_module()
+            _forget(obj, obj.module)
             obj.entry = sys.modules.get(str(obj.name))  # or it would be tried again, and again in each child of ours
     if names and (now := lists.changing()) is not None:
         now[1].renew(objects.suspendable(now[0]))
@@ -390,6 +404,8 @@ class _Loader:
         if sys.modules.get(name, module) is not module:  # a private copy; the name stands for another one
             self._loader.exec_module(module)
             return
+        if (originals.get_ident(), id(module)) in _preparing:
+            raise ImportError(f"Module '{name}' cannot be loaded anew by a callback that it waits for.", name=name)
         reload = name in sys.modules and not half_imported(module)
         try:
             self._exec(module, name, reload)
@@ -403,9 +419,14 @@ class _Loader:
     def _exec(self, module: ModuleType, name: str, reload: bool) -> None:
         ours = cpython.runs_its_code(self._loader)
         code = self._loader.get_code(name) if ours else _foreseen(self._loader, module, name)
-        with lists.mutex.held():
-            _going(name)  # whatever the name stood for until now
-        edited = _come(module, name, code, ours=ours)
+        preparing = originals.get_ident(), id(module)
+        _preparing.add(preparing)
+        try:
+            with lists.mutex.held():
+                _going(name)  # whatever the name stood for until now
+            edited = _come(module, name, code, ours=ours)
+        finally:
+            _preparing.discard(preparing)
         try:
             if edited is None:
                 self._loader.exec_module(module)

@@ -195,17 +195,13 @@ def _enable(patch: Patch) -> None:
     try:
         _init_transition(patch, PATCHED)
         for obj in present:  # a callback may import more, or anew; those are applied as they come
+            if _waits(obj):
+                callbacks.pre_patch(obj)
             if not _waits(obj):
-                continue
-            callbacks.pre_patch(obj)
-            if not _waits(obj):
-                if obj.module is None:
-                    callbacks.post_unpatch(obj)
                 continue
             if patch.replace:
                 values.add_nops(obj, [other for p in listed if p is not patch for other in p.objects])
-            called = obj.callbacks.pre_patch is not None or obj.instances
-            if found is None or called or any(func.born is not None for func in obj.funcs):
+            if found is None or callbacks.asks(obj) or any(func.born is not None for func in obj.funcs):
                 found = objects.find(objects.funcs(patch))
             _patch_object(obj, found, _running()[1])
     except TakenOver:
@@ -300,18 +296,8 @@ class _Completion:
         self.touched = objects.redirections_of(patch)
         enabled = transition.goal.state == PATCHED
         self.replaced = listed[: listed.index(patch)] if patch.replace and enabled else []
-        self._steps = callbacks.post_patch_steps if enabled else callbacks.post_unpatch_steps
-        self.objects = [obj for obj in patch.objects if obj.module is not None]
-        self.callbacks: callbacks.Steps = []
-
-    def call(self) -> None:
-        """Call what is left. What an object is to be called shows when it has its turn: others may disturb it."""
-        while self.callbacks or self.objects:
-            if self.callbacks:
-                self.callbacks.pop(0)()
-            else:
-                first, *others = self.objects
-                self.callbacks, self.objects = self._steps(first), others  # at once
+        steps = callbacks.post_patch_steps if enabled else callbacks.post_unpatch_steps
+        self.callbacks = callbacks.Remaining(steps, [obj for obj in patch.objects if obj.module is not None])
 
 
 _completion: _Completion | None = None
@@ -354,7 +340,7 @@ def _conclude() -> None:
     assert _completion is not None
     patch, transition = _running()
     goal = transition.goal.state
-    _completion.call()
+    _completion.callbacks.call()
     log.notice(f"'{patch.name}': {_name(goal)} complete")
     for gone in _completion.replaced if goal == PATCHED else [patch]:
         if gone in listed:
