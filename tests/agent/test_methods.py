@@ -4,6 +4,7 @@ import base64
 import errno
 import os
 import signal
+import time
 
 import pytest
 from tests.agent.targets import Line, Target, eventually
@@ -240,6 +241,7 @@ def test_followers_hear_of_log_and_transitions(target, line):
         events = []
         while not events or events[-1].get("params", {}).get("line") != "'fix': patching complete":
             events.append(follower.receive())
+        assert events[0]["params"].pop("time") == pytest.approx(time.time(), abs=600)
         assert events[0] == {"jsonrpc": "2.0", "method": "log", "params": {"line": "enabling patch 'fix'"}}
         told = follower.receive()
         assert told["method"] == "transition"

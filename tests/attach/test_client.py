@@ -195,12 +195,15 @@ def test_answers_to_earlier_questions_and_events_are_sorted_out():
     def answer(request):
         if request["method"] == "hello":
             return hello(request)
-        return b'{"id": 0, "result": "late"}\\n{"method": "log", "params": {"line": "x"}}\\n{"id": 2, "result": 5}\\n'
+        return (
+            b'{"id": 0, "result": "late"}\\n{"method": "log", "params": {"time": 1, "line": "x"}}\\n'
+            b'{"id": 2, "result": 5}\\n'
+        )
     serve(answer)
     """
     with impostor(script) as target, Client(target.pid) as client:
         assert client.call("anything") == 5
-        assert client.event(0) == {"method": "log", "params": {"line": "x"}}
+        assert client.event(0) == {"method": "log", "params": {"time": 1, "line": "x"}}
         assert client.event(0.01) is None
 
 

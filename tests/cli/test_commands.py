@@ -1,8 +1,10 @@
 """Every command, as a person and as a program sees it."""
 
 import os
+import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -82,6 +84,8 @@ def test_from_load_to_unload(lp, service, ask, patch):
     assert lp("unload", "fix", *pid) == (0, f"'fix' is unloaded from process {service.pid}.\n", "")
     assert lp("list", *pid).out.endswith("No patch is loaded.\n")
     assert "livepatch: 'fix': unpatching complete\n" in lp("dmesg", *pid).out
+    *_, last = lp("dmesg", "--time", *pid).out.splitlines()
+    assert re.fullmatch(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\] livepatch: 'fix': unpatching complete", last)
 
 
 def test_the_same_for_programs(lp, service, patch):
@@ -103,6 +107,11 @@ def test_the_same_for_programs(lp, service, patch):
     ]
     (log,) = lp("dmesg", *pid).json
     assert log["lines"][0] == "livepatch: enabling patch 'fix'"
+    before, (timed,) = time.time(), lp("dmesg", "--time", *pid).json
+    assert [each["line"] for each in timed["lines"]] == log["lines"]
+    times = [each["time"] for each in timed["lines"]]
+    assert times == sorted(times)
+    assert before - 600 < times[0] < before
     disabled = lp("disable", "fix", "--unload", *pid)
     assert disabled.json["unloaded"] is True
     assert lp("list", *pid).json == [{"pid": service.pid, "prepared": True, "patches": []}]

@@ -218,7 +218,7 @@ def test_the_logger_gets_the_sentences_at_the_kernels_levels(patch, held, caplog
 
 
 def test_a_broken_log_handler_does_not_tear_a_transition_apart(patch, target):
-    def listener(sentence):
+    def listener(now, sentence):
         raise ValueError("broken")
 
     log.listeners.append(listener)

@@ -101,6 +101,18 @@ def test_what_it_says_does_not_steer_the_terminal(lp):
         assert all(c.isprintable() or c == "\n" for c in done.err)
 
 
+@pytest.mark.parametrize("when", ["1e300", "-1e300", "float('nan')", "float('inf')"])
+def test_a_time_that_is_none(lp, when):
+    hello = f"'protocol': 1, 'version': '', 'python': '3', 'started': {when}"
+    answers = f"{{'hello': {{{hello}}}, 'list': [], 'timed_dmesg': [{{'time': {when}, 'line': 'x'}}]}}"
+    answer = f"lambda request: {{'id': request['id'], 'result': {answers}[request['method']]}}"
+    with Target(textwrap.dedent(IMPOSTOR) + f"while True: serve({answer})") as target:
+        target.hear()
+        for command in (["status"], ["dmesg", "--time"]):
+            done = lp(*command, "--pid", target.pid)
+            assert (done.status, done.err) == (0, "") or "does not speak like a livepatch agent" in done.err
+
+
 def test_what_people_write_stays_as_it_is():
     said = "Größe\tüber\n日本語 'x'"
     assert replies.visible({"a": [said, 1, None, True]}) == {"a": [said, 1, None, True]}

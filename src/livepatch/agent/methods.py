@@ -161,6 +161,11 @@ def dmesg(client: Connection) -> list[str]:
     return log.dmesg()
 
 
+def timed_dmesg(client: Connection) -> list[dict[str, Any]]:
+    """The same, with the time when each line was written, in seconds since the epoch."""
+    return [{"time": seconds, "line": line} for seconds, line in log.timed()]
+
+
 def tree_read(client: Connection, *, path: str) -> str:
     """The value of an attribute. Paths begin with `livepatch/` or `task/`; the rules are in `core/attributes.py`."""
     return process_tree.read(path)
@@ -234,6 +239,7 @@ METHODS: dict[str, Method] = {
     "status": status,
     "tasks": tasks,
     "dmesg": dmesg,
+    "timed_dmesg": timed_dmesg,
     "tree_read": tree_read,
     "tree_write": tree_write,
     "tree_listdir": tree_listdir,

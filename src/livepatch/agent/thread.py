@@ -141,7 +141,7 @@ class Agent:
         self._bell: Bell | None = None
         self._listener: Descriptor | None = None
         self._mutex_taken = False  # at the last look: another thread enables or disables a patch
-        self._lines: deque[str] = deque(maxlen=_LINES_LIMIT)
+        self._lines: deque[tuple[float, str]] = deque(maxlen=_LINES_LIMIT)
         self._shown: dict[str, PatchStatus] = {}
 
     # -- called from any thread --------------------------------------------------------------------
@@ -424,7 +424,8 @@ class Agent:
             self._shown = {patch.name: patch for patch in registry.patches()}
         events = []
         while self._lines:
-            events.append(rpc.notification("log", {"line": self._lines.popleft()}))
+            seconds, sentence = self._lines.popleft()
+            events.append(rpc.notification("log", {"time": seconds, "line": sentence}))
         before, self._shown = self._shown, {patch.name: patch for patch in registry.patches()}
         for name in before.keys() | self._shown.keys():
             change = _change(name, before.get(name), self._shown.get(name))
@@ -434,8 +435,8 @@ class Agent:
             for line in events:
                 connection.push(line)
 
-    def _on_log(self, line: str) -> None:
-        self._lines.append(line)
+    def _on_log(self, now: float, line: str) -> None:
+        self._lines.append((now, line))
         self.wake()
 
     def _forget_log(self) -> None:

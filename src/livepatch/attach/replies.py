@@ -74,12 +74,13 @@ _FORMS: dict[str, Any] = {
     "status": {**_PATCH, "blocking": [_BLOCKER]},
     "tasks": [_TASK],
     "dmesg": [str],
+    "timed_dmesg": [{"time": (int, float), "line": str}],
     "history": _HISTORY,
 }
 
 
 #: What events bring.
-_EVENTS: dict[str, Any] = {"log": {"line": str}, "transition": {}}
+_EVENTS: dict[str, Any] = {"log": {"time": (int, float), "line": str}, "transition": {}}
 
 
 def visible(value: Any) -> Any:

@@ -111,7 +111,7 @@ def status_command(selection: Selection, metrics: bool) -> int:
         patches = client.call("list")
         changing = next((patch["name"] for patch in patches if patch["transition"]), None)
         blocking = client.call("status", name=changing, blockers=_NAMED)["blocking"] if changing else []
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(client.hello["started"]))
+        started = _local(client.hello["started"])
         output.say(f"{_headline(client.process, client.hello['python'])}, started {started}")
         if output.terminal and patches:
             output.draw(lambda draw, width: draw.patches(patches))
@@ -226,8 +226,9 @@ def _moved(task: dict[str, Any]) -> list[str]:
 @click.command("dmesg")
 @targets_option
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until Ctrl-C or the end of the process.")
+@click.option("--time", "-T", "times", is_flag=True, help="Show when each line was written, in local time.")
 @json_option
-def dmesg_command(selection: Selection, follow: bool) -> int:
+def dmesg_command(selection: Selection, follow: bool, times: bool) -> int:
     """Show livepatch's log of a process."""
     pids = pids_of(selection)
     if follow and (len(pids) > 1 or output.json):
@@ -236,13 +237,32 @@ def dmesg_command(selection: Selection, follow: bool) -> int:
     def look(client: Client) -> dict[str, Any]:
         if follow:
             client.call("subscribe")  # before reading, so that nothing falls in between
-        lines = client.call("dmesg")
+        if times:
+            timed = client.call("timed_dmesg")
+            lines = [_stamped(each["time"], each["line"]) for each in timed]
+        else:
+            lines = timed = client.call("dmesg")
         for line in lines:
             output.say(line)
         while follow:
             event = client.event(60.0)
             if event is not None and event["method"] == "log":
-                output.say(f"livepatch: {event['params']['line']}")
-        return {"lines": lines}
+                line = f"livepatch: {event['params']['line']}"
+                output.say(_stamped(event["params"]["time"], line) if times else line)
+        return {"lines": timed}
 
     return each_process(pids, look, unprepared=None if follow else lambda process: {"lines": _none(process)})
+
+
+def _stamped(seconds: float, line: str) -> str:
+    """As `dmesg -T` has it, and to the millisecond: transitions are short."""
+    return f"[{_local(seconds, parts=3)}] {line}"
+
+
+def _local(seconds: float, *, parts: int = 0) -> str:
+    """Local time, with so many decimal places; or that there is none, if somebody makes up what he tells us."""
+    try:
+        part = f".{int(seconds % 1 * 10**parts):0{parts}d}" if parts else ""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + part
+    except (ValueError, OverflowError, OSError):
+        return "?"

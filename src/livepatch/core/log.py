@@ -19,16 +19,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from . import originals
+
 if TYPE_CHECKING:
     import logging
 
 #: The levels of `logging`; NOTICE is between INFO and WARNING, where the kernel has it.
 _DEBUG, NOTICE, _WARNING, _ERROR = 10, 25, 30, 40
+PREFIX = "livepatch: "
 
-_ring: deque[str] = deque(maxlen=4096)
+#: Seconds since the epoch, and the line.
+_ring: deque[tuple[float, str]] = deque(maxlen=4096)
 
-#: Called with every line after it was written; the agent pushes it to whoever follows the log.
-listeners: list[Callable[[str], None]] = []
+#: Called with every record's time and sentence after it was written; the agent pushes it to whoever follows the log.
+listeners: list[Callable[[float, str], None]] = []
 
 
 _known: logging.Logger | None = None
@@ -52,15 +56,16 @@ def _logger(level: int) -> logging.Logger | None:
 
 
 def _write(level: int, sentence: str) -> None:
-    _ring.append("livepatch: " + sentence)
+    now = originals.time()
+    _ring.append((now, PREFIX + sentence))
     try:
         logger = _logger(level)
         if logger is not None:
             logger.log(level, "%s", sentence)
         for listener in tuple(listeners):
-            listener(sentence)
+            listener(now, sentence)
     except Exception:  # a broken handler of the application must not tear a transition apart
-        _ring.append(f"livepatch: a log handler failed on: {sentence}")
+        _ring.append((now, f"{PREFIX}a log handler failed on: {sentence}"))
 
 
 def debug(sentence: str) -> None:
@@ -85,6 +90,11 @@ def error(sentence: str) -> None:
 
 def dmesg() -> list[str]:
     """All lines still in the ring buffer, oldest first, each with the prefix `livepatch: `."""
+    return [line for _, line in list(_ring)]
+
+
+def timed() -> list[tuple[float, str]]:
+    """The same lines, each with the time when it was written, in seconds since the epoch."""
     return list(_ring)
 
 

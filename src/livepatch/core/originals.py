@@ -41,6 +41,7 @@ read, write = posix.read, posix.write
 monotonic: Callable[[], float] = _time.monotonic
 process_time: Callable[[], float] = _time.process_time
 sleep: Callable[[float], None] = _time.sleep
+time: Callable[[], float] = _time.time
 
 
 def poll_type() -> Any:
