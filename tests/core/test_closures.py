@@ -52,6 +52,29 @@ def test_closures_born_at_every_time(module, held):
     lp.unload_patch("p")
 
 
+def test_closures_born_in_callbacks(module, held):
+    """By the callback of the same object, when it is known already which closures there are."""
+    target, first, born = module(MAKE), module("def f(): return 'old'", "lp_first"), []
+    callbacks = {which: lambda obj: born.append(target.make(0)) for which in ("pre_patch", "pre_unpatch")}
+    patch = kit.built("p", first, "def f(): return 'new'", "f")
+    theirs = kit.built(
+        "p", target, MAKE.replace("old", "new"), "make.<locals>.inner", "stay", callbacks=lp.Callbacks(**callbacks)
+    )
+    patch.objects.append(theirs.objects[0])
+    held.begin(target.stay)
+    lp.enable_patch(patch)
+    assert [fn()[2] for fn in born] == ["new"]
+    held.release()
+    finish()
+    held.begin(target.stay)
+    lp.disable_patch("p")
+    assert [fn()[2] for fn in born] == ["old"] * 2, "this thread has moved, the other one has not"
+    held.release()
+    finish()
+    assert [fn()[2] for fn in born] == ["old"] * 2
+    lp.unload_patch("p")
+
+
 def test_a_thread_of_the_old_world_gets_the_old_version_of_every_closure(module, held):
     text = """
         def make(x):
