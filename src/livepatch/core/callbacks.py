@@ -1,8 +1,8 @@
 """The four callbacks of an object, as the kernel calls them; and those that are called with each instance of a class.
 
 Only pre_patch can refuse. post_unpatch pairs with pre_patch, and pre_unpatch with post_patch, by a flag each. Those for
-instances run inside of what the object's own callbacks begin and end: after its pre_patch and
-post_patch, before its pre_unpatch and post_unpatch.
+instances run inside of what the object's own callbacks begin and end: after its pre_patch and post_patch, before its
+pre_unpatch and post_unpatch.
 """
 
 from __future__ import annotations

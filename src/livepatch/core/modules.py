@@ -318,8 +318,9 @@ def take_over(interrupted: list[Object]) -> None:
         if obj.module_state == "COMING" and obj.patched:
             obj.module_state = "LIVE"
         elif obj.module_state in ("COMING", "GOING"):
+            module = obj.module
             _unpatch(obj)
-            _forget(obj, obj.module)
+            _forget(obj, module)
             obj.entry = sys.modules.get(str(obj.name))  # or it would be tried again, and again in each child of ours
     if names and (now := lists.changing()) is not None:
         now[1].renew(objects.suspendable(now[0]))
