@@ -138,7 +138,7 @@ Steps = list[Callable[[], None]]
 
 
 def post_patch_steps(obj: Object) -> Steps:
-    """None if a callback of another object has made its module go, or come with its own post_patch."""
+    """Nothing is left if a callback of another object has made its module go, or come with a post_patch of its own."""
     if obj.module is None or obj.pre_unpatch_due:
         return []
     return [partial(_post_patch, callback, obj) for callback in (obj.callbacks.post_patch, *_twice(obj, "post_patch"))]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: The levels of `logging`; NOTICE is between INFO and WARNING, where the kernel has it.
 _DEBUG, NOTICE, _WARNING, _ERROR = 10, 25, 30, 40
-PREFIX = "livepatch: "
+_PREFIX = "livepatch: "
 
 #: Seconds since the epoch, and the line.
 _ring: deque[tuple[float, str]] = deque(maxlen=4096)
@@ -57,7 +57,7 @@ def _logger(level: int) -> logging.Logger | None:
 
 def _write(level: int, sentence: str) -> None:
     now = originals.time()
-    _ring.append((now, PREFIX + sentence))
+    _ring.append((now, _PREFIX + sentence))
     try:
         logger = _logger(level)
         if logger is not None:
@@ -65,7 +65,7 @@ def _write(level: int, sentence: str) -> None:
         for listener in tuple(listeners):
             listener(now, sentence)
     except Exception:  # a broken handler of the application must not tear a transition apart
-        _ring.append((now, f"{PREFIX}a log handler failed on: {sentence}"))
+        _ring.append((now, f"{_PREFIX}a log handler failed on: {sentence}"))
 
 
 def debug(sentence: str) -> None:

@@ -535,15 +535,15 @@ def _sought_elsewhere(name: str) -> bool:
 
 
 def wait_until_found(name: str, until: float) -> bool:
-    """Wait until a module is no longer looked for elsewhere. False if it still is at `until`, on the monotonic clock.
+    """Wait until a module is no longer looked for elsewhere. False if `until` comes first, on the monotonic clock.
 
     Not to be called under the mutex, which whoever has the import lock may want before he lets go of it.
     """
-    while _sought_elsewhere(name):
-        if originals.monotonic() >= until:
-            return False
+    while originals.monotonic() < until:
+        if not _sought_elsewhere(name):
+            return True
         originals.sleep(0.001)
-    return originals.monotonic() < until
+    return False
 
 
 class Finder:
