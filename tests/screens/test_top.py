@@ -22,7 +22,7 @@ from livepatch.agent import PROTOCOL
 from livepatch.attach.client import Client
 from livepatch.attach.processes import examine, status
 from livepatch.fleet.selection import Selection
-from livepatch.screens import watch
+from livepatch.screens import top, watch
 from livepatch.screens.host import Host
 from livepatch.screens.top import Top
 
@@ -377,6 +377,27 @@ def test_all_parts_fit_on_a_small_terminal(stalled):
         await screen.until(lambda: all(words in picture() for words in ("Unload", "fix patching (1/2)")))
 
     on_screen(scenario, stalled.pid, size=(80, 24))
+
+
+def test_a_cell_that_is_painted_at_once_is_whole(lp, occupied, patch, monkeypatch):
+    """A line that was painted with the width of what was there before is kept by the table as it is."""
+
+    def fill_and_paint(table, before, rows):
+        more = fill(table, before, rows)
+        table.app.export_screenshot()
+        return more
+
+    fill = top._fill
+    monkeypatch.setattr(top, "_fill", fill_and_paint)
+
+    async def scenario(screen):
+        await screen.choose(occupied.pid)
+        lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 0, "--on-stall", "keep")
+        await screen.until(lambda: screen.rows()[str(occupied.pid)][2] == "fix patching (1/2)")
+        await screen.pilot.pause(0.5)
+        assert "fix patching (1/2)" in screen.app.export_screenshot().replace("&#160;", " ")
+
+    on_screen(scenario, occupied.pid, size=(80, 24))
 
 
 # -- the command -----------------------------------------------------------------------------------------

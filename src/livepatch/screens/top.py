@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 from textual.app import App, ComposeResult
@@ -88,9 +89,9 @@ class Top(App[None]):
     def on_mount(self) -> None:
         processes, patches = self._table("#processes"), self._table("#patches")
         for column in ("PID", "PYTHON", "AGENT", "PATCHES", "LEFT", "COMMAND"):
-            processes.add_column(column, key=column)
+            processes.add_column(column, key=column, width=len(column))
         for column in ("PATCH", "VERSION", "STATE", "TASKS MOVED", "FOR", "FUNCTIONS"):
-            patches.add_column(column, key=column)
+            patches.add_column(column, key=column, width=len(column))
         self.query_one("#processes").border_title = "processes"
         self.query_one("#log").border_title = "log"
         processes.focus()
@@ -406,7 +407,13 @@ def _unloading(name: str) -> Order:
 
 
 def _fill(table: DataTable[Text], before: dict[str, tuple[str, ...]], rows: dict[str, tuple[str, ...]]) -> bool:
-    """Have the table show these rows, with the cursor where it was. Whether other rows have come."""
+    """Have the table show these rows, with the cursor where it was. Whether other rows have come.
+
+    The columns are made wide enough here: the table itself would measure them when it is idle, and a line that is
+    painted before that stays cut off until something else in it changes.
+    """
+    for at, column in enumerate(table.ordered_columns):
+        column.width = max([column.label.cell_len, *(cell_len(cells[at]) for cells in rows.values())])
     if list(before) == list(rows):
         columns = list(table.columns)
         for key, cells in rows.items():
