@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.agent.targets import PATIENCE, eventually
+from tests.agent.targets import PATIENCE, Target, eventually
 
 START = "from livepatch.cli import main; main()"
 IN_SLOW = re.compile(r"^livepatch:   thread worker: slow \(.+:\d+\)$", re.MULTILINE)
@@ -45,6 +45,28 @@ def test_a_stalled_load_is_kept(lp, occupied, patch):
     # and is then taken back by hand
     assert lp("disable", "fix", "--pid", occupied.pid).status == 0
     assert state(lp, occupied.pid) == {"fix": (False, False)}
+
+
+def test_of_several_processes_one_table_shows_where_each_is(lp, occupied, patch):
+    program = "import livepatch; livepatch.start_agent(); print('ready', flush=True); input()"
+    with Target(program) as bare, Target("say('ready'); hear()") as plain:
+        assert (bare.hear(), plain.hear()) == ("ready", "ready")
+        lp("load", patch("fix", "slow"), "--pid", occupied.pid, "--timeout", 0, "--on-stall", "keep")
+        several = [argument for target in (occupied, bare, plain) for argument in ("--pid", target.pid)]
+        done = lp("status", *several)
+        head, *rows = (line.split() for line in done.out[: done.out.index("\n\n")].splitlines())
+        assert head == ["PID", "PATCH", "VERSION", "STATE", "LEFT", "FOR"]
+        assert rows[0][:7] == [str(occupied.pid), "fix", "1.2", "patching", "1", "of", "2"]
+        assert re.fullmatch(r"\d+\.\d s", " ".join(rows[0][7:]))
+        assert rows[1:] == [
+            [str(bare.pid), "-", "-", "no", "patch", "-", "-"],
+            [str(plain.pid), "-", "-", "no", "agent", "-", "-"],
+        ]
+        assert f"\n\nIn the way of process {occupied.pid}:\n" in done.out
+        assert re.search(r"^thread +worker +.*goes when slow\(\) returns", done.out, re.MULTILINE)
+        told = lp("status", "--json", *several).json
+        assert [each["prepared"] for each in told] == [True, True, False]
+        assert [len(each["blocking"]) for each in told] == [1, 0, 0]
 
 
 def test_a_stalled_load_is_forced(lp, occupied, patch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from livepatch.attach.client import Client
 from livepatch.attach.processes import NoAccess, Process
 from livepatch.fleet.selection import Selection
-from livepatch.screens.words import blocker_rows, functions_of, near, state_of, where
+from livepatch.screens.words import blocker_rows, functions_of, near, standing, state_of, where
 
 from .common import DONE, Connect, agent_options, each_process, json_option, output, show_blockers
 from .targets import pids_of, targets_option
@@ -43,39 +44,55 @@ def list_command(selection: Selection) -> int:
     """List the patches of a process; of several processes in one table."""
     pids = pids_of(selection)
     columns = ["PATCH", "VERSION", "STATE", "ORDER", "MODULES"]
+
+    def ask(client: Client) -> dict[str, Any]:
+        return {"patches": client.call("list")}
+
     if len(pids) > 1:
-        return _list_several(pids, columns)
+        return _in_one_table(pids, columns, _row, ask, {"patches": []})[0]
 
     def look(client: Client) -> dict[str, Any]:
-        patches = client.call("list")
+        answer = ask(client)
         output.say(_headline(client.process, client.hello["python"]))
-        if patches:
-            output.table(columns, [_row(patch) for patch in patches])
+        if answer["patches"]:
+            output.table(columns, [_row(patch) for patch in answer["patches"]])
         else:
             output.say("No patch is loaded.")
-        return {"patches": patches}
+        return answer
 
     return each_process(pids, look, unprepared=lambda process: {"patches": _none(process)})
 
 
-def _list_several(pids: list[int], columns: list[str]) -> int:
-    """The same of many: a server with forty workers is to fit on a screen."""
+def _in_one_table(
+    pids: list[int],
+    columns: list[str],
+    row: Callable[[dict[str, Any]], list[str]],
+    ask: Callable[[Client], dict[str, Any]],
+    nothing: dict[str, Any],
+) -> tuple[int, dict[int, dict[str, Any]]]:
+    """The patches of many: a server with forty workers is to fit on a screen. What they answer comes with the status.
+
+    `columns` are those of `row`, of which the third is the state; `nothing` is said of a process without an agent.
+    """
+    answers: dict[int, dict[str, Any]] = {}
     rows: list[list[str]] = []
 
-    def note(process: Process, patches: list[dict[str, Any]], otherwise: str) -> dict[str, Any]:
-        found = [_row(patch) for patch in patches] or [["-", "-", otherwise, "-", "-"]]
-        rows.extend([str(process.pid), *row] for row in found)
-        return {"patches": patches}
+    def note(process: Process, answer: dict[str, Any], otherwise: str) -> dict[str, Any]:
+        answers[process.pid] = answer
+        found = [row(patch) for patch in answer["patches"]] or [["-", "-", otherwise, *["-"] * (len(columns) - 3)]]
+        rows.extend([str(process.pid), *cells] for cells in found)
+        return answer
 
     try:
-        return each_process(
+        worst = each_process(
             pids,
-            lambda client: note(client.process, client.call("list"), "no patch"),
-            unprepared=lambda process: note(process, [], "no agent"),
+            lambda client: note(client.process, ask(client), "no patch"),
+            unprepared=lambda process: note(process, nothing, "no agent"),
             apart=False,
         )
     finally:
         output.table(["PID", *columns], rows)
+    return worst, answers
 
 
 def _row(patch: dict[str, Any]) -> list[str]:
@@ -103,14 +120,20 @@ def _none(process: Process) -> list[Any]:
 @click.option("--metrics", is_flag=True, help="Print Prometheus text; a process that cannot be asked is a metric, too.")
 @json_option
 def status_command(selection: Selection, metrics: bool) -> int:
-    """Show the patches of a process, and of a running transition who stands in its way."""
+    """Show the patches of a process, and of a running transition who stands in its way.
+
+    Of several processes it is one table, and below it who stands in the way of each.
+    """
     if metrics:
         return _metrics(selection)
 
+    pids = pids_of(selection)
+    if len(pids) > 1:
+        return _status_of_several(pids)
+
     def look(client: Client) -> dict[str, Any]:
-        patches = client.call("list")
-        changing = next((patch["name"] for patch in patches if patch["transition"]), None)
-        blocking = client.call("status", name=changing, blockers=_NAMED)["blocking"] if changing else []
+        answer = _ask(client)
+        patches, blocking = answer["patches"], answer["blocking"]
         started = _local(client.hello["started"])
         output.say(f"{_headline(client.process, client.hello['python'])}, started {started}")
         if output.terminal and patches:
@@ -123,17 +146,45 @@ def status_command(selection: Selection, metrics: bool) -> int:
         if blocking:
             if output.terminal:
                 output.say()
-            output.say("In the way:")
-            show_blockers(blocking)
-            left = sum(patch["left"] for patch in patches if patch["transition"])
-            if output.terminal and left > len(blocking):
-                output.say(f"and {left - len(blocking)} more; `livepatch tasks --pid {client.pid}` lists all.")
-        return {"hello": client.hello, "patches": patches, "blocking": blocking}
+            _in_the_way(client.pid, answer)
+        return answer
 
     def unprepared(process: Process) -> dict[str, Any]:
         return {"hello": None, "patches": _none(process), "blocking": []}
 
-    return each_process(pids_of(selection), look, unprepared=unprepared)
+    return each_process(pids, look, unprepared=unprepared)
+
+
+def _ask(client: Client) -> dict[str, Any]:
+    patches = client.call("list")
+    changing = next((patch["name"] for patch in patches if patch["transition"]), None)
+    blocking = client.call("status", name=changing, blockers=_NAMED)["blocking"] if changing else []
+    return {"hello": client.hello, "patches": patches, "blocking": blocking}
+
+
+def _status_of_several(pids: list[int]) -> int:
+    """One table, and below it, of each process in transition, who stands in its way."""
+    columns = ["PATCH", "VERSION", "STATE", "LEFT", "FOR"]
+    worst, answers = _in_one_table(pids, columns, _moving, _ask, {"hello": None, "patches": [], "blocking": []})
+    for pid, answer in answers.items():
+        if answer["blocking"]:
+            output.say()
+            _in_the_way(pid, answer, of=f" of process {pid}")
+    return worst
+
+
+def _moving(patch: dict[str, Any]) -> list[str]:
+    moving = patch["transition"]
+    left, seconds = (f"{patch['left']} of {patch['total']}", f"{patch['seconds']:.1f} s") if moving else ("-", "-")
+    return [patch["name"], patch["version"] or "-", standing(patch), left, seconds]
+
+
+def _in_the_way(pid: int, answer: dict[str, Any], of: str = "") -> None:
+    output.say(f"In the way{of}:")
+    show_blockers(answer["blocking"])
+    left = sum(patch["left"] for patch in answer["patches"] if patch["transition"])
+    if output.terminal and left > len(answer["blocking"]):
+        output.say(f"and {left - len(answer['blocking'])} more; `livepatch tasks --pid {pid}` lists all.")
 
 
 def _metrics(selection: Selection) -> int:
