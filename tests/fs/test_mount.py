@@ -141,7 +141,7 @@ def test_a_container_that_may_not_mount(directory):
 
 
 def test_a_target_that_does_not_answer_holds_nobody_else_up(directory):
-    with mounting(directory, "--timeout", "2") as mount, prepared() as stopped, prepared() as other:
+    with mounting(directory, "--timeout", "5") as mount, prepared() as stopped, prepared() as other:
         load(stopped)
         load(other)
         values = [f"{target.pid}/livepatch/fix/enabled" for target in (stopped, other)]
