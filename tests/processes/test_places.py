@@ -363,14 +363,15 @@ def test_a_signal_handler_that_raises_while_a_fork_waits():
 
 
 def test_a_log_handler_that_forks():
-    """It runs in the middle of an operation, which is not at rest: its child is in there, too, and comes out of it."""
+    """It runs when the operation is over, in its thread: the child comes out of it, too."""
     said = run(
         """
         reader, writer = os.pipe()
-        pids = []
+        forked, pids = [], []
         class Handler(logging.Handler):
             def emit(self, record):
-                if not pids:
+                if not forked:
+                    forked.append(True)  # in the child another thread may be here before this one is back
                     pids.append(os.fork())
         logging.getLogger("livepatch").addHandler(Handler())
         logging.getLogger("livepatch").setLevel(1)
@@ -505,3 +506,30 @@ def test_children_of_children_each_with_a_transition_of_its_own():
     )
     off, on = [["p", False, True]], [["p", True, True]]
     assert said == [["new", ["old", ["new", off, "new"], on, "old"], off, "new"], on, ["old", "old"]]
+
+
+def test_a_fork_that_holds_the_lock_of_logging_while_a_patch_is_enabled():
+    """`logging` keeps its lock while the process forks, and the fork waits for us: no handler may be called then."""
+    said = run(
+        """
+        forking, logging_it, met = threading.Event(), threading.Event(), []
+        # Hooks run in the reverse order: ours last, then this one, and first of all the one of `logging`.
+        os.register_at_fork(before=forking.set)
+        os.register_at_fork(before=logging._lock.acquire, after_in_parent=logging._lock.release)
+        class Handler(logging.Handler):
+            def emit(self, record):
+                if threading.current_thread().name == "enables":
+                    logging_it.set()
+                    assert forking.wait(60)
+                    met.append(logging.getLogger(f"lp_{len(met)}") is not None)
+        logging.getLogger("livepatch").addHandler(Handler())
+        logging.getLogger("livepatch").setLevel(1)
+        thread = threading.Thread(target=lp.enable_patch, args=(patch(),), kwargs={"timeout": 60}, name="enables")
+        thread.start()
+        assert logging_it.wait(60)
+        child = in_child(lambda: [status(), target.f()])
+        thread.join(60)
+        print(json.dumps([child, thread.is_alive(), set(met) == {True}, status(), target.f()]))
+        """
+    )
+    assert said == [[[["p", True, False]], "new"], False, True, [["p", True, False]], "new"]

@@ -25,7 +25,7 @@ import os
 from collections.abc import Hashable
 from contextlib import suppress
 
-from . import callbacks, journal, lists, originals, registry, suspended
+from . import callbacks, journal, lists, log, originals, registry, suspended
 from .tasks import kinds
 from .transition import exempt_threads, switch_lock
 
@@ -98,6 +98,7 @@ def _in_child() -> None:
         del _forks[other]
     exempt_threads.clear()
     journal.start_over()
+    log.start_over()
     suspended.forked = True
     fork = _forks[originals.get_ident()][-1] if _forks else _Fork()
     transition = registry.running_transition()

@@ -11,11 +11,13 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from . import log
 from .lock import Mutex
 from .model import LivepatchError, Object, Patch
 from .transition import Transition
 
-mutex = Mutex()
+mutex = Mutex(log.hand_on)
+log.withheld = mutex.excludes_foreign_code
 
 #: Enabled patches and the one in transition, oldest first: klp_patches.
 listed: list[Patch] = []

@@ -24,7 +24,7 @@ The switch lock comes after both, and is held by nobody who takes one of them.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import cpython, originals
@@ -45,9 +45,13 @@ class TakenOver(BaseException):
 
 
 class Mutex:
-    """A re-entrant lock that can be lent; see the head of this file."""
+    """A re-entrant lock that can be lent; see the head of this file.
 
-    def __init__(self) -> None:
+    `afterwards` is called whenever foreign code may run that had to wait for that: it was released, or it rests.
+    """
+
+    def __init__(self, afterwards: Callable[[], None] = lambda: None) -> None:
+        self._afterwards = afterwards
         self._lock = originals.RLock()
         self._owner: int | None = None
         self._borrowed: dict[int, int] = {}  # how often, by thread
@@ -86,6 +90,7 @@ class Mutex:
         lock, before, raised = self._lock, self._resting, None
         self._resting = True
         try:
+            self._afterwards()
             yield
         except BaseException as error:
             raised = error
@@ -122,6 +127,13 @@ class Mutex:
         return True
 
     def release(self) -> None:
+        try:
+            self._release()
+        finally:
+            if not self.mine():
+                self._afterwards()
+
+    def _release(self) -> None:
         me = originals.get_ident()
         if me in self._borrowed:
             self._borrowed[me] -= 1
@@ -154,12 +166,12 @@ class Mutex:
                 self._owner = me
 
     def leave(self) -> None:
-        """After the fork, in the parent."""
+        """After the fork, in the parent. Other hooks of it are still to come, so nothing foreign is called."""
         me = originals.get_ident()
         if me in self._visitors:
             self._visitors.discard(me)
         else:
-            self.release()
+            self._release()
 
     def rests(self) -> bool:
         """Somebody is in a callback, and nobody does anything else."""
@@ -167,7 +179,7 @@ class Mutex:
 
     def start_over(self) -> None:
         """In a forked child: nobody holds it."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__(self._afterwards)  # type: ignore[misc]
 
     def keep_only_current(self) -> None:
         """In a forked child, by a thread that held it before it forked: nobody else exists in this process."""
@@ -183,6 +195,10 @@ class Mutex:
         """The running thread holds it, has borrowed it, or is visiting."""
         me = originals.get_ident()
         return me in self._borrowed or me in self._visitors or self._lock._is_owned()
+
+    def excludes_foreign_code(self) -> bool:
+        """The running thread holds it, and is not in a callback: a fork waits for it, and may hold anybody's locks."""
+        return self.mine() and not (self._resting and self._lock._is_owned())
 
     def _wait(self) -> None:
         me = originals.get_ident()

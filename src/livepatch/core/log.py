@@ -4,8 +4,9 @@ The sentences are the kernel's, word for word, at the kernel's levels. The ring 
 debug lines too, because it is what tests and people compare with what the kernel says; the logger gets them
 without the prefix, for whatever the application does with its logs.
 
-A record may be written while the registry's lock is held, never while the switch lock is: handlers are
-foreign code.
+A record may be written while the registry's mutex is held, never while the switch lock is. The application's handlers
+are foreign code, and `logging` has a lock of its own, which it keeps while the process forks; a fork waits for the mutex.
+So what is written under the mutex reaches the logger when that is released, or rests around a callback (`hand_on`).
 
 `logging` is imported only when somebody sees a record: a program that does not have it has no handlers, and shows
 warnings and errors only. Importing it registers hooks of forks; of a fork that another thread has begun just then only
@@ -35,6 +36,11 @@ _ring: deque[tuple[float, str]] = deque(maxlen=4096)
 listeners: list[Callable[[float, str], None]] = []
 
 
+#: What the logger has not had yet: levels and sentences.
+_pending: deque[tuple[int, str]] = deque(maxlen=4096)
+#: Whether the running thread must not call foreign code just now; the registry's mutex knows, see `lists`.
+withheld: Callable[[], bool] = lambda: False
+
 _known: logging.Logger | None = None
 
 
@@ -58,14 +64,39 @@ def _logger(level: int) -> logging.Logger | None:
 def _write(level: int, sentence: str) -> None:
     now = originals.time()
     _ring.append((now, _PREFIX + sentence))
-    try:
-        logger = _logger(level)
-        if logger is not None:
-            logger.log(level, "%s", sentence)
-        for listener in tuple(listeners):
+    _pending.append((level, sentence))
+    for listener in tuple(listeners):
+        try:
             listener(now, sentence)
-    except Exception:  # a broken handler of the application must not tear a transition apart
-        _ring.append((now, f"{_PREFIX}a log handler failed on: {sentence}"))
+        except Exception:
+            _complain(sentence)
+    if not withheld():
+        hand_on()
+
+
+def hand_on() -> None:
+    """Give the logger what it has not had yet; for who may call foreign code."""
+    while _pending:
+        try:
+            level, sentence = _pending.popleft()
+        except IndexError:  # another thread was quicker
+            return
+        try:
+            logger = _logger(level)
+            if logger is not None:
+                logger.log(level, "%s", sentence)
+        except Exception:
+            _complain(sentence)
+
+
+def start_over() -> None:
+    """In a forked child: what the logger has not had yet it gets in the parent."""
+    _pending.clear()
+
+
+def _complain(sentence: str) -> None:
+    """A broken handler of the application must not tear a transition apart."""
+    _ring.append((originals.time(), f"{_PREFIX}a log handler failed on: {sentence}"))
 
 
 def debug(sentence: str) -> None:
