@@ -104,8 +104,10 @@ def test_a_new_base_before_a_generic_one(worlds):  # noqa: F811
     assert after[:4] == [("Mix.m", "Base.m"), ("Mix.m", "Base.m"), "extra", AttributeError]
 
 
-KEEPER = """    class Keeper(Base):
-        def __init__(self, *args): self.kept = [1]
+KEEPER = """    import threading
+    def ask(): return [len(threading.enumerate()) and 1]
+    class Keeper(Base):
+        def __init__(self, *args): self.kept = ask()
         def m(self): return self.kept
 """
 

@@ -114,7 +114,7 @@ def test_hooks_say_what_the_source_does_not(package):
     m = package.load()
     one = m.C("one")
     new = NEW.replace("self.items = []", "self.items = ask()").replace(
-        "import threading", "import threading\nask = list"
+        "import threading", "import threading\ndef ask(): return threading.enumerate()[:0]"
     )
     write(package.root / "new", {"lp_pkg/__init__.py": "", M: new})
     build = from_trees(package.old, package.root / "new")
