@@ -146,14 +146,9 @@ class Follower:
             self._forget(node, state)
 
     def _assign(self, target: ast.expr, value: ast.expr, state: State) -> None:
-        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
-            parts = [*target.elts, *value.elts]
-            if len(target.elts) * 2 == len(parts) and not any(isinstance(part, ast.Starred) for part in parts):
-                known = [self._value(part, state) for part in value.elts]  # all of them before the first is bound
-                for one, part in zip(target.elts, known, strict=True):
-                    self._bind(one, part, state)
-                return
-        self._bind(target, self._value(value, state), state)
+        known = [(one, self._value(part, state)) for one, part in _apart(target, value)]
+        for one, part in known:  # all of them are evaluated before the first is bound
+            self._bind(one, part, state)
 
     def _call(self, call: ast.Call, state: State) -> None:
         """A call that is a statement: of a method of the instance, of its own or of a base, as a part of this one."""
@@ -359,6 +354,17 @@ class _Substitution(ast.NodeTransformer):
 
 def _is_private(attribute: str) -> bool:
     return attribute.startswith("__") and not attribute.endswith("__")
+
+
+def _apart(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """What of a value goes to which part of a target: `a, b = 1, 2` is `a = 1` and `b = 2`."""
+    if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+        starred = any(isinstance(part, ast.Starred) for part in (*target.elts, *value.elts))
+        if len(target.elts) == len(value.elts) and not starred:
+            for one, part in zip(target.elts, value.elts, strict=True):
+                yield from _apart(one, part)
+            return
+    yield target, value
 
 
 def _changed(node: ast.AST) -> ast.expr | None:
