@@ -253,6 +253,29 @@ def test_calls_that_do_nothing_but_compute(call, more, value):
     assert behind(ON, f"{ON}; self.x = {call}", more) == value
 
 
+@pytest.mark.parametrize(
+    ("sets", "reads", "carried"),
+    [
+        ("def put(self): self.x = ask()", "self.put(); return self.x", True),
+        ("def put(me):\n        me.a = 1\n        me.x = ask()", "y = self.put(); return self.x", True),
+        ("async def put(self): self.x = ask()", "await self.put(); return self.x", True),
+        ("async def put(self): self.x = ask()", "self.put(); return self.x", False),
+        ("def put(self): self.x = ask()", "return self.x", False),
+        ("def put(self): self.x = ask()", "other.put(); return self.x", False),
+        ("def put(self): self.x = ask()", "y = self.x; self.put()", False),
+        ("def put(self): self.x = ask()", "if y: self.put()\n        return self.x", False),
+        ("def put(self):\n        if y: self.x = ask()", "self.put(); return self.x", False),
+        ("def put(self):\n        if y: return\n        self.x = ask()", "self.put(); return self.x", False),
+        ("def put(self): self.x = yield", "self.put(); return self.x", False),
+        ("@other\n    def put(self): self.x = ask()", "self.put(); return self.x", False),
+    ],
+)
+def test_a_method_that_calls_first_what_sets_the_attribute(sets, reads, carried):
+    old = "class C:\n    async def read(self):\n        return 1\n    {}\n"
+    new = old.replace("return 1", reads).format(sets)
+    assert bool(refusals(old.format("a = 1"), new)) != carried
+
+
 def test_a_method_of_a_class_that_sets_the_attribute_itself_is_about_that_one():
     old = """
     class C:

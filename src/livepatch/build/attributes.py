@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
+from livepatch.archive.constructors import first, method_of
 from livepatch.archive.conversion import conversion, has_twins
 from livepatch.archive.defaults import derive, find_class
 from livepatch.archive.format import DefaultEntry, MemberEntry
@@ -124,16 +125,48 @@ def _readers(
 ) -> list[tuple[Findings, str, syntax.FunctionNode]]:
     """The functions that the patch brings in and that rely on an attribute of a class."""
     readers = []
+    cls_node = find_class(found.new.tree, cls)
     elsewhere = not found.world.uses_attribute(attribute)  # else `x.limit` may be about another class
     for module in modules:
         for where, node in _brought_in(module):
             own = module is found and where.startswith(cls + ".")
-            if own and node.name in _CONSTRUCTORS:
+            if own and (node.name in _CONSTRUCTORS or _is_set_first(cls_node, node, attribute)):
                 continue
             theirs = not own and elsewhere and _is_theirs(module, where, attribute)
             if (own or elsewhere) and _reads(node, attribute, of_self=own, of_others=theirs):
                 readers.append((module, where, node))
     return readers
+
+
+def _is_set_first(cls: ast.ClassDef | None, function: syntax.FunctionNode, attribute: str) -> bool:
+    """Whether a method, before it names an attribute, calls another one that sets it in any case."""
+    for statement in function.body:
+        value = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
+        called = value.value if isinstance(value, ast.Await) else value
+        if any(isinstance(node, ast.Attribute) and node.attr == attribute for node in ast.walk(statement)):
+            return False
+        if cls is not None and isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute):
+            setter = method_of(cls, called.func.attr)
+            is_async = isinstance(setter, ast.AsyncFunctionDef)
+            own = isinstance(called.func.value, ast.Name) and called.func.value.id == first(function)
+            if own and setter is not None and is_async == (called is not value) and _sets(setter, attribute):
+                return True
+    return False
+
+
+def _sets(method: syntax.FunctionNode, attribute: str) -> bool:
+    """Whether who has called a method can be sure that it has set an attribute of its instance."""
+    if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(method)):
+        return False
+    for statement in method.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+                own = isinstance(target, ast.Attribute) and target.attr == attribute
+                if own and ast.unparse(target) == f"{first(method)}.{attribute}":
+                    return True
+        if any(isinstance(node, ast.Return) for node in ast.walk(statement)):
+            return False
+    return False
 
 
 def _is_theirs(found: Findings, where: str, attribute: str) -> bool:
