@@ -406,7 +406,7 @@ def _is_vague(content: bytes) -> bool:
 
 
 #: `from . import name`, which names a package without its name.
-_PARENT = re.compile(rb"\bfrom(?:[\s\\]|#.*)*\.(?:[\s\\.]|#.*)*import\b")
+_PARENT = re.compile(rb"\bfrom(?:[\s\\]|#.*\n)*\.(?:[\s\\.]|#.*\n)*import\b")
 
 #: Bases that bring no members that anybody means by name.
 BARE = {"ABC", "Generic", "Protocol", "NamedTuple", "TypedDict", "Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
