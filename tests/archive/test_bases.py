@@ -104,8 +104,10 @@ def test_a_new_base_before_a_generic_one(worlds):  # noqa: F811
     assert after[:4] == [("Mix.m", "Base.m"), ("Mix.m", "Base.m"), "extra", AttributeError]
 
 
-KEEPER = """    class Keeper(Base):
-        def __init__(self, *args): self.kept = [1]
+KEEPER = """    import threading
+    def ask(): return [len(threading.enumerate()) and 1]
+    class Keeper(Base):
+        def __init__(self, *args): self.kept = ask()
         def m(self): return self.kept
 """
 
@@ -167,3 +169,25 @@ def test_a_base_that_was_taken_out_of_a_class(worlds):  # noqa: F811
 def test_a_base_with_anything_else(change):
     (refused,) = refusals({M: HEAD + WHOLE}, {M: HEAD + EXTRACTED.replace(*change)})[:1]
     assert "none but `object`" in refused
+
+
+def test_what_a_new_base_keeps_in_instances_is_derived(worlds):  # noqa: F811
+    """Its constructor is followed with what the class passes on, and what older instances kept of that."""
+    first = "    class First(Base):\n        def __init__(self, *names, **options): self.options = options\n"
+    second = """    class Second(First):
+        def __init__(self, limit, *names, deep=False, **options):
+            self.limit, self.depth = limit, 2 if deep else 1
+            self.rest = []
+            First.__init__(self, **options)
+        def m(self): return self.limit, self.depth, self.rest, self.options['a']
+"""
+    c = "    class C({}):\n        def __init__(self, **options):\n            super().__init__({}**options)\n"
+
+    def question(m):
+        one = m.C(a=1)
+        return lambda: answer(one.m)
+
+    assert refusals(HEAD + first + second + c.format("First", ""), HEAD + first + second + c.format("Second", "7, "))
+    head = first + second.replace(", deep=False", "").replace("2 if deep else 1", "1")
+    before, after = worlds(head + c.format("First", ""), head + c.format("Second", "7, "), question)
+    assert (before, after) == ("Base.m", (7, 1, [], 1))

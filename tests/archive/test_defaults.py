@@ -1,5 +1,6 @@
 """Attributes that live instances lack: given when new code reads them, unseen by old code, gone with the patch."""
 
+import dataclasses
 import sys
 import threading
 
@@ -114,7 +115,7 @@ def test_hooks_say_what_the_source_does_not(package):
     m = package.load()
     one = m.C("one")
     new = NEW.replace("self.items = []", "self.items = ask()").replace(
-        "import threading", "import threading\nask = list"
+        "import threading", "import threading\ndef ask(): return threading.enumerate()[:0]"
     )
     write(package.root / "new", {"lp_pkg/__init__.py": "", M: new})
     build = from_trees(package.old, package.root / "new")
@@ -138,4 +139,58 @@ def test_a_class_that_does_not_fit_is_refused_before_anything_is_changed(package
     before = dict(vars(m.C))
     archive = package.archive({M: NEW})
     assert "'C.items' exists already in the live 'Base'" in refusal(fit.bind, archive)
+    assert dict(vars(m.C)) == before
+
+
+KEPT = """
+LIMIT = 9
+
+class Kept:
+    def __init__(self, name, *, size=LIMIT):
+        self.name = name
+        self.grow(size)
+    def grow(self, size): self.size = size
+"""
+BEHIND = """
+from lp_pkg.kept import Kept
+
+LIMIT = 3
+
+def words(text, sep="-"): return [part.title() for part in text.split(sep)]
+
+class C(Kept):
+    def __init__(self, name, size):
+        super().__init__(name, size=size)
+    def read(self): return 1
+    def more(self): return [self.name, LIMIT]
+"""
+AHEAD = BEHIND.replace("return 1", "return self.words, self.limits, self.pair").replace(
+    "size=size)\n",
+    "size=size)\n        self.words, (self.limits, self.pair) = words(name), ([size, LIMIT], self.more())\n",
+)
+
+
+def test_what_takes_more_than_the_class_to_see_travels_in_the_archive(package):
+    package.have({M: BEHIND, "lp_pkg/kept.py": KEPT})
+    m = package.load()
+    one = m.C("a-b", 5)
+    before, has = dict(vars(m.C)), dict(vars(one))
+    archive = package.archive({M: AHEAD})
+    (entry,) = archive.manifest.objects
+    values = {default.name: default.value for default in entry.defaults}
+    assert values == {"C.words": "words(self.name)", "C.limits": "[self.size, LIMIT]", "C.pair": "self.more()"}
+    patch = fit.bind(format.read(format.write(archive)))
+    enabled(patch)
+    expected = (["A", "B"], [5, 3], ["a-b", 3])
+    assert one.read() == m.C("a-b", 5).read() == expected
+    assert one.read()[0] is one.words
+    disabled(patch)
+    assert (one.read(), m.C("c", 1).read()) == (1, 1)
+    assert dict(vars(m.C)) == before
+    assert vars(one).items() >= has.items()
+    for strange in ("1 +", "yield 1", "x = 1", "(" * 300):
+        broken = dataclasses.replace(entry.defaults[0], value=strange)
+        objects = (dataclasses.replace(entry, defaults=(broken,)),)
+        changed = dataclasses.replace(archive, manifest=dataclasses.replace(archive.manifest, objects=objects))
+        assert "a default that is no expression" in refusal(fit.bind, changed)
     assert dict(vars(m.C)) == before

@@ -118,7 +118,38 @@ def given(old_init, new_init, more=""):
         ("): pass", "):\n        try: self.x = 1\n        except E: self.x = 2", None),
         ("): pass", "):\n        self.x = 1\n        if ask(): self.x = 2", None),
         ("): pass", "):\n        if ask(): return\n        self.x = 2", None),
-        ("): pass", "): self.x = [i for i in y]", None),
+        ("): pass", "): self.x = [lambda: i for i in y]", None),
+        # What comes apart, and what is in a block that is always run.
+        ("): pass", "): self.x, self.y = 1, 2", "1"),
+        ("): pass", "): (a, b), self.x = (1, 2), LIMIT", "LIMIT"),
+        (
+            ", a, b): self.b = b; self.a = a",
+            ", a, b):\n        self.b = b; self.a = a\n        a, b = b, a\n        self.x = a",
+            "self.b",
+        ),
+        ("): pass", "): self.x, self.y = ask()", None),
+        ("): pass", "): self.x, *self.y = 1, 2", None),
+        ("): pass", "):\n        with lock: self.x = 1", "1"),
+        ("): pass", "):\n        with lock as a: self.x = a", None),
+        ("): pass", "):\n        try: self.x = 1\n        finally: done()", "1"),
+        ("): pass", "):\n        self.x = 1\n        self.x += 2", "1 + 2"),
+        ("): pass", "):\n        a = 1\n        for a in y: pass\n        a += 2\n        self.x = a", None),
+        (", a): self.a = a", ", a): self.a = a; self.x = [i + 1 for i in a]", "[i + 1 for i in self.a]"),
+        (", a): self.a = a", ", a): self.a = a; self.x = {k: 1 for k in a}", "{k: 1 for k in self.a}"),
+        (", a): self.a = a", ", a): self.a = a; self.x = [a for a in a]", None),
+        (", a): self.a = a", ", a):\n        self.a = a\n        b = i\n        self.x = [b for i in a]", None),
+        # What became of it on the way is not what the constructor starts with.
+        ("): pass", "):\n        self.x = []\n        self.x.append(ask())", None),
+        ("): pass", "):\n        self.x = {}\n        self.x[1] = ask()", None),
+        ("): pass", "):\n        a = []\n        a.append(1)\n        self.x = a", None),
+        (", a): self.a = a", ", a):\n        self.a = a\n        a.append(1)\n        self.x = a", "self.a"),
+        (", **a): self.a = a", ", **a): self.a = a; self.x = a.get('b')", "self.a.get('b')"),
+        ("): pass", "):\n        self.x = 1\n        if ask(): return\n        self.x = 2", None),
+        (
+            "): pass",
+            "):\n        self.x = 1\n        if ask():\n            if ask(): return\n        self.x = 2",
+            None,
+        ),
     ],
 )
 def test_what_instances_made_before_get(old_init, new_init, value):
@@ -132,6 +163,132 @@ def test_methods_that_the_constructor_calls_are_part_of_it():
     new = "class C:\n    def __init__(self): self.reset()\n    def read(self): return self.x\n" + reset
     assert "`7`" in next(change.reason for change in report(old, new).changes if change.name == "C.x")
     assert refusals(old, new.replace("self.reset()", "self.reset(1)"))
+    passed = new.replace("self.reset()", "self.reset(1, c=LIMIT)")
+    taken = passed.replace("me): me.x = 7", "me, a, b=2, *, c):\n        if not c: raise E\n        me.x = a, b, c")
+    assert "`(1, 2, LIMIT)`" in next(change.reason for change in report(old, taken).changes if change.name == "C.x")
+
+
+BASE = """
+LIMIT = 5
+class A:
+    def __init__(self, name, **options):
+        self.name = name
+        self.options = options
+    def put(self, x=LIMIT): self.z = x
+"""
+CHILD = """
+from pkg.a import A
+LIMIT = 4
+class C(A):
+    def __init__(self, name, size, **options):
+        {}
+        self.y = size
+    def read(self): return {}
+"""
+ON = "super().__init__(name, **options)"
+
+
+def behind(before, after, more=""):
+    """What live instances get for `x` of a class with a base in another module that is the same in both releases."""
+    trees = [
+        {"pkg/a.py": BASE, "pkg/m.py": CHILD.format(line, value) + more}
+        for line, value in ((before, "1"), (after, "self.x"))
+    ]
+    found = report(*trees)
+    texts = [change.reason for change in found.changes if change.name == "C.x" and not found.refused]
+    return texts[0].split("`")[1] if texts else None
+
+
+@pytest.mark.parametrize(
+    ("more", "value"),
+    [
+        ("self.x = name.lower()", "self.name.lower()"),
+        ("self.x = options.get('a')", "self.options.get('a')"),
+        ("self.x = self.name + 'a'", "self.name + 'a'"),
+        ("self.x = size", "self.y"),
+        ("options.pop('a'); self.x = options.get('a')", None),
+        ("self.x = options.pop('a')", None),
+        ("self.put(); self.x = self.z", None),  # LIMIT is another one there
+        ("self.put(7); self.x = self.z", "7"),
+    ],
+)
+def test_what_the_constructors_of_bases_keep(more, value):
+    by_name = ON.replace("super().__init__(", "A.__init__(self, ")
+    assert behind(ON, f"{ON}; {more}") == value
+    assert behind(by_name, f"{by_name}; {more}") == value
+
+
+@pytest.mark.parametrize(
+    ("call", "more"),
+    [
+        ("self.n = 1", "self.x = name"),
+        ("super().__init__(size)", "self.x = name"),
+        ("super().__init__(*name)", "self.x = name"),
+        ("super().__init__(name, a=1, **options)", "self.x = options"),
+        ("super().__init__(**options)", "self.x = name"),
+        ("super(A, self).__init__(name)", "self.x = name"),
+    ],
+)
+def test_what_a_base_keeps_of_something_else_is_not_the_parameter(call, more):
+    assert behind(call, f"{call}; {more}") is None
+
+
+@pytest.mark.parametrize(
+    ("call", "more", "value"),
+    [
+        ("weigh(name)", "def weigh(n): return len(n) + 1\n", "weigh(self.name)"),
+        ("weigh(name)", "def weigh(n): return len(n.pop())\n", None),
+        ("weigh(name)", "def weigh(n): return open(n)\n", None),
+        ("weigh(name)", "from somewhere import weigh\n", None),
+        ("next(name)", "", None),
+        ("self.weigh()", "    def weigh(self): return self.name + 'a'\n", "self.weigh()"),
+        ("self.weigh(name)", "    def weigh(self, n): return [i for i in n]\n", "self.weigh(self.name)"),
+        ("self.weigh()", "    def weigh(self): self.y = 2; return 1\n", None),
+        ("self.weigh()", "    def weigh(self): return open(self.name)\n", None),
+        ("self.weigh()", "    def weigh(self): yield 1\n", None),
+        ("self.weigh()", "    @cached\n    def weigh(self): return 1\n", None),
+    ],
+)
+def test_calls_that_do_nothing_but_compute(call, more, value):
+    assert behind(ON, f"{ON}; self.x = {call}", more) == value
+
+
+@pytest.mark.parametrize(
+    ("sets", "reads", "carried"),
+    [
+        ("def put(self): self.x = ask()", "self.put(); return self.x", True),
+        ("def put(me):\n        me.a = 1\n        me.x = ask()", "y = self.put(); return self.x", True),
+        ("async def put(self): self.x = ask()", "await self.put(); return self.x", True),
+        ("async def put(self): self.x = ask()", "self.put(); return self.x", False),
+        ("def put(self): self.x = ask()", "return self.x", False),
+        ("def put(self): self.x = ask()", "other.put(); return self.x", False),
+        ("def put(self): self.x = ask()", "y = self.x; self.put()", False),
+        ("def put(self): self.x = ask()", "if y: self.put()\n        return self.x", False),
+        ("def put(self):\n        if y: self.x = ask()", "self.put(); return self.x", False),
+        ("def put(self):\n        if y: return\n        self.x = ask()", "self.put(); return self.x", False),
+        ("def put(self): self.x = yield", "self.put(); return self.x", False),
+        ("@other\n    def put(self): self.x = ask()", "self.put(); return self.x", False),
+    ],
+)
+def test_a_method_that_calls_first_what_sets_the_attribute(sets, reads, carried):
+    old = "class C:\n    async def read(self):\n        return 1\n    {}\n"
+    new = old.replace("return 1", reads).format(sets)
+    assert bool(refusals(old.format("a = 1"), new)) != carried
+
+
+def test_a_method_of_a_class_that_sets_the_attribute_itself_is_about_that_one():
+    old = """
+    class C:
+        def __init__(self): pass
+    class D:
+        def __init__(self, n=1): pass
+        def read(self): return 1
+        def other(self, c): return 1
+    """
+    new = old.replace("self): pass", "self): self.x = ask()").replace("n=1): pass", "n=1, k=2): self.x = k")
+    assert not refusals(old, new.replace("read(self): return 1", "read(self): return self.x"))
+    (refused,) = refusals(old, new.replace("c): return 1", "c): return c.x"))
+    assert "D.other: it reads the attribute 'x', which the old C never sets" in refused
 
 
 def test_an_attribute_that_became_a_property():

@@ -6,7 +6,8 @@ import pytest
 from tests.build.kit import files, refusals, report, said
 
 from livepatch.build import compare, from_trees
-from livepatch.build.sources import Tree, module_name, read_tree
+from livepatch.build.sources import CLASS, FUNCTION, Tree, module_name, read_tree
+from livepatch.build.world import may_reach
 from livepatch.core.model import LivepatchError
 
 
@@ -165,3 +166,11 @@ def test_a_tree_that_is_not_there(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LivepatchError, match="is neither a folder nor a wheel"):
         from_trees(tmp_path, tmp_path / "file")
+
+
+def test_a_ruler_of_hashes_after_a_word_is_read_in_one_go():
+    ruler = f"# the class {'#' * 200}\n# from {'#' * 200}\n# def {'#' * 200}\n".encode()
+    tree = Tree({"pkg/m.py": ruler + b"class \\\n C: pass\n"}, {}, {}, {})
+    assert list(tree.mentioning("C", CLASS)) == ["pkg/m.py"]
+    assert list(tree.mentioning("the", FUNCTION)) == []
+    assert not may_reach("pkg.other", "pkg/m.py", ruler)

@@ -9,9 +9,11 @@ following the constructor's statements:
 - a parameter that both constructors store in the same attribute is that attribute;
 - a field of a dataclass has its default;
 - an attribute that has become a property is where its value was until now: in the instance;
-- methods of the class that the constructor calls on the instance, without arguments, are part of it.
+- methods that the constructor calls on the instance are part of it.
 
-Everything else, a condition on a parameter that nobody has kept, say, has no answer.
+Everything else, a condition on a parameter that nobody has kept, say, has no answer. The builder sees all modules, and
+follows constructors of bases and calls of functions, too (`build.kinship`). What it finds so the loader cannot find by
+itself, and the entry says it.
 
 While the patch is in force the class has a `Default` under the name. It is no data descriptor, so an instance that has
 the attribute never asks it; one that has not gets the value on the first read, into its own dictionary, and costs
@@ -21,200 +23,24 @@ nothing any more. Old code never reads the attribute: it does not know the name.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from livepatch.archive.constructors import ALONE, Follower, Kin, Known, bound, first, method_of
 from livepatch.archive.format import DefaultEntry, ObjectEntry, refusal
 from livepatch.archive.pieces import FunctionNode, NewSource, defaults_of, live_class, mangled
 
 CONSTRUCTORS = ("__init__", "__post_init__")
 
-#: Calls that make a value, besides classes, which are known by their capital.
-_MAKERS = {
-    *("list", "dict", "set", "tuple", "frozenset", "bytearray", "bytes", "int", "float", "str", "bool", "object"),
-    *("len", "min", "max", "sum", "sorted", "range", "zip", "getattr", "isinstance", "type", "id", "hasattr"),
-    *("deque", "defaultdict", "count", "partial", "compile", "field", "local", "memoryview"),
-    *("monotonic", "time", "perf_counter", "getpid", "get_ident"),
-}
-#: Methods of plain values that do the same.
-_METHODS = {
-    *("lower", "upper", "strip", "lstrip", "rstrip", "split", "rsplit", "join", "replace", "format", "encode"),
-    *("decode", "copy", "get", "items", "keys", "values", "union", "startswith", "endswith", "title", "hex"),
-}
-_VALUES: tuple[type[ast.AST], ...] = (
-    *(ast.Constant, ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.Tuple, ast.List, ast.Dict, ast.Set),
-    *(ast.Starred, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.JoinedStr, ast.FormattedValue),
-    *(ast.Call, ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
-)
 
-
-class _Unknown(Exception):
-    """There is no expression for it."""
-
-
-#: What a name or attribute stands for; None: nobody can tell.
-_Known = dict[str, ast.expr | None]
-
-
-class _State:
-    """What is known of local variables and of the instance's attributes at one point of a constructor."""
-
-    def __init__(self, names: _Known, attributes: _Known) -> None:
-        self.names = names
-        self.attributes = attributes
-        self.ended = False  # nothing after this is run
-
-    def copy(self) -> _State:
-        return _State(dict(self.names), dict(self.attributes))
-
-
-class _Follower:
-    """Follows the statements of a constructor."""
-
-    def __init__(self, cls: ast.ClassDef, function: FunctionNode, names: _Known) -> None:
-        self._cls = cls
-        self._self = _first(function)
-        self._depth = 0
-        self.state = _State(names, {})
-        self._body(function.body, self.state)
-
-    def _body(self, body: list[ast.stmt], state: _State) -> None:
-        for statement in body:
-            if not state.ended:
-                self._statement(statement, state)
-
-    def _statement(self, node: ast.stmt, state: _State) -> None:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            if node.value is not None:
-                value = self._value(node.value, state)
-                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                    self._bind(target, value, state)
-        elif isinstance(node, ast.If):
-            self._if(node, state)
-        elif isinstance(node, ast.Return | ast.Raise):
-            state.ended = True
-        elif isinstance(node, ast.Expr) and (method := self._called(node.value)) is not None and self._depth < 5:
-            self._depth += 1
-            inner = _State({_first(method): ast.Name(self._self, ast.Load())}, state.attributes)
-            outer_self, self._self = self._self, _first(method)
-            self._body(method.body, inner)
-            self._self = outer_self
-            self._depth -= 1
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names:
-                state.names[alias.asname or alias.name.split(".")[0]] = None
-        else:
-            self._forget(node, state)
-
-    def _if(self, node: ast.If, state: _State) -> None:
-        test = self._value(node.test, state)
-        then, other = state.copy(), state.copy()
-        self._body(node.body, then)
-        self._body(node.orelse, other)
-        if then.ended or other.ended:
-            raising = [s for s, body in ((then, node.body), (other, node.orelse)) if s.ended and _raises(body)]
-            left = [s for s in (then, other) if s not in raising]
-            if len(left) == 1 and not left[0].ended:  # the other way leads to no instance
-                state.names, state.attributes = left[0].names, left[0].attributes
-            elif left:
-                state.ended = True
-                self._forget(node, state)
-            return
-        for mine, one, two in (
-            (state.names, then.names, other.names),
-            (state.attributes, then.attributes, other.attributes),
-        ):
-            for name in one.keys() | two.keys():
-                a, b = one.get(name), two.get(name)
-                if a is not b:
-                    both = a is not None and b is not None and test is not None
-                    mine[name] = ast.IfExp(test, a, b) if both else None  # type: ignore[arg-type]
-
-    def _called(self, node: ast.expr) -> FunctionNode | None:
-        """The method of the class that `self.method()` calls."""
-        if not isinstance(node, ast.Call) or node.args or node.keywords or not self._is_own(node.func):
-            return None
-        assert isinstance(node.func, ast.Attribute)
-        return _method(self._cls, node.func.attr)
-
-    def _is_own(self, node: ast.expr) -> bool:
-        return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._self
-
-    def _bind(self, target: ast.expr, value: ast.expr | None, state: _State) -> None:
-        if isinstance(target, ast.Name):
-            state.names[target.id] = value
-        elif self._is_own(target):
-            assert isinstance(target, ast.Attribute)
-            state.attributes[target.attr] = value
-        else:
-            self._forget(target, state)
-
-    def _forget(self, node: ast.AST, state: _State) -> None:
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store | ast.Del):
-                state.names[inner.id] = None
-            elif isinstance(inner, FunctionNode | ast.ClassDef):
-                state.names[inner.name] = None
-            elif isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store | ast.Del):
-                if self._is_own(inner):
-                    state.attributes[inner.attr] = None
-            elif isinstance(inner, ast.Call) and self._is_own(inner.func) and self._depth < 5:
-                assert isinstance(inner.func, ast.Attribute)
-                method = _method(self._cls, inner.func.attr)
-                if method is not None:  # it may set anything
-                    for name in _stores(method):
-                        state.attributes[name] = None
-
-    def _value(self, node: ast.expr, state: _State) -> ast.expr | None:
-        """An expression in terms of the finished instance, or None."""
-        try:
-            return _Substitution(self, state).apply(node)
-        except _Unknown:
-            return None
-
-
-class _Substitution(ast.NodeTransformer):
-    def __init__(self, follower: _Follower, state: _State) -> None:
-        self._follower = follower
-        self._state = state
-
-    def apply(self, node: ast.expr) -> ast.expr:
-        if not all(isinstance(inner, _VALUES) for inner in ast.walk(node)):
-            raise _Unknown
-        made: ast.expr = self.visit(ast.parse(ast.unparse(node), mode="eval").body)
-        return made
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id in self._state.names:
-            known = self._state.names[node.id]
-            if known is None:
-                raise _Unknown
-            return known
-        return node
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        if self._follower._is_own(node) and node.attr in self._state.attributes:
-            known = self._state.attributes[node.attr]
-            if known is None:
-                raise _Unknown
-            return known
-        self.generic_visit(node)
-        return node
-
-    def visit_Call(self, node: ast.Call) -> ast.expr:
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        method = isinstance(node.func, ast.Attribute) and name in _METHODS
-        if not (name in _MAKERS or name.lstrip("_")[:1].isupper() or method):
-            raise _Unknown
-        self.generic_visit(node)
-        return node
-
-
-def derive(old: ast.ClassDef, new: ast.ClassDef, attribute: str) -> ast.expr | None:
+def derive(
+    old: ast.ClassDef, new: ast.ClassDef, attribute: str, kin: tuple[Kin, Kin] = (ALONE, ALONE)
+) -> ast.expr | None:
     """An expression for what the constructor of `new` starts an attribute with, on an instance made by `old`.
 
-    It names the instance `self`, and otherwise only names of the module. None if there is no such expression.
+    It names the instance `self`, and otherwise only names of the module. None if there is no such expression. `kin` is
+    what is known besides, of the old release and of the new one.
     """
     moved = _moved_behind_property(old, new, attribute) or next(
         (
@@ -229,10 +55,10 @@ def derive(old: ast.ClassDef, new: ast.ClassDef, attribute: str) -> ast.expr | N
         return moved
     found: ast.expr | None = None
     for name in CONSTRUCTORS:
-        function = _method(new, name)
-        if function is not None:
-            known = _parameters(old, function)
-            state = _Follower(new, function, known).state
+        own = kin[1].method(new, name)
+        if own is not None:
+            known = _parameters(old, new, own, kin)
+            state = Follower(*own, known, new, kin[1]).state
             if attribute in state.attributes:
                 found = state.attributes[attribute]
     deleted = any(
@@ -248,7 +74,7 @@ def _flag(cls: ast.ClassDef, attribute: str) -> ast.expr | None:
     values = [node.value for node in sets]
     if len(sets) != len(stores) or not all(isinstance(v, ast.Constant) and type(v.value) is bool for v in values):
         return None
-    bodies = [function.body for name in CONSTRUCTORS if (function := _method(cls, name)) is not None]
+    bodies = [function.body for name in CONSTRUCTORS if (function := method_of(cls, name)) is not None]
     return next((node.value for body in bodies for node in body if node in sets), None)
 
 
@@ -256,22 +82,24 @@ def _is_store(node: ast.Attribute) -> bool:
     return isinstance(node.ctx, ast.Store)
 
 
-def _parameters(old: ast.ClassDef, function: FunctionNode) -> _Known:
+def _parameters(
+    old: ast.ClassDef, new: ast.ClassDef, constructor: tuple[ast.ClassDef, FunctionNode], kin: tuple[Kin, Kin]
+) -> Known:
     """What the parameters of a new constructor stand for on an instance that the old one made."""
-    before = _method(old, function.name)
+    function = constructor[1]
+    before = kin[0].method(old, function.name)
     kept: dict[str, ast.expr] = {}
     old_names: set[str] = set()
     if before is not None:
-        old_names = {a.arg for a in _arguments(before)}
-        marks: _Known = {name: ast.Name(name, ast.Load()) for name in old_names}
-        for name, value in _Follower(old, before, marks).state.attributes.items():
-            if isinstance(value, ast.Name) and value.id in old_names and name in _stored_verbatim(function, value.id):
-                kept[value.id] = ast.Attribute(ast.Name("self", ast.Load()), name, ast.Load())
-    else:
-        old_names = set()
+        old_names = {a.arg for a in _arguments(before[1])}
+        was = _keeping(before, old, kin[0])
+        now = _keeping(constructor, new, kin[1])
+        for attribute, name in was.items():
+            if attribute in _stored_verbatim(function, name) or now.get(attribute) == name:
+                kept[name] = ast.Attribute(ast.Name("self", ast.Load()), attribute, ast.Load())
     defaults = dict(defaults_of(function))
-    members = {name for node in old.body + function.body for name in _bound(node)}
-    known: _Known = {}
+    members = {name for node in old.body + function.body for name in bound(node)}
+    known: Known = {}
     for argument in _arguments(function):
         default = defaults.get(argument.arg)
         value = kept.get(argument.arg)
@@ -279,8 +107,16 @@ def _parameters(old: ast.ClassDef, function: FunctionNode) -> _Known:
             inside = {n.id for n in ast.walk(default) if isinstance(n, ast.Name)}
             value = None if inside & members else default
         known[argument.arg] = value
-    known[_first(function)] = ast.Name("self", ast.Load())
+    known[first(function)] = ast.Name("self", ast.Load())
     return known
+
+
+def _keeping(constructor: tuple[ast.ClassDef, FunctionNode], cls: ast.ClassDef, kin: Kin) -> dict[str, str]:
+    """Attribute -> the parameter that a constructor keeps in it, itself or by the constructors of bases."""
+    names = {a.arg for a in _arguments(constructor[1])}
+    marks: Known = {name: ast.Name(name, ast.Load()) for name in names}
+    known = Follower(*constructor, marks, cls, kin).state.attributes
+    return {name: value.id for name, value in known.items() if isinstance(value, ast.Name) and value.id in names}
 
 
 def _stored_verbatim(function: FunctionNode, parameter: str) -> set[str]:
@@ -308,7 +144,7 @@ def _moved_behind_property(old: ast.ClassDef, new: ast.ClassDef, attribute: str)
                 isinstance(n, ast.Attribute) and n.attr == method.name and isinstance(n.ctx, ast.Store)
                 for n in ast.walk(old)
             )
-            if stores and value.value.id == _first(method):
+            if stores and value.value.id == first(method):
                 return ast.parse(f"self.__dict__[{method.name!r}]", mode="eval").body
     return None
 
@@ -329,40 +165,15 @@ def _is_property(method: ast.FunctionDef) -> bool:
     return any(isinstance(d, ast.Name) and d.id == "property" for d in method.decorator_list)
 
 
-def _is_overload(decorator: ast.expr) -> bool:
-    return "overload" in (getattr(decorator, "id", ""), getattr(decorator, "attr", ""))
-
-
-def _stores(method: FunctionNode) -> set[str]:
-    return {n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store | ast.Del)}
-
-
-def _method(cls: ast.ClassDef, name: str) -> FunctionNode | None:
-    methods = [node for node in cls.body if isinstance(node, FunctionNode) and node.name == name]
-    found = [node for node in methods if not any(_is_overload(d) for d in node.decorator_list)]
-    return found[0] if len(found) == 1 and not found[0].decorator_list else None
-
-
 def _arguments(function: FunctionNode) -> list[ast.arg]:
     return [node for node in ast.walk(function.args) if isinstance(node, ast.arg)]
 
 
-def _first(function: FunctionNode) -> str:
-    positional = [*function.args.posonlyargs, *function.args.args]
-    return positional[0].arg if positional else ""
-
-
-def _bound(node: ast.stmt) -> Iterator[str]:
-    if isinstance(node, FunctionNode | ast.ClassDef):
-        yield node.name
-    elif isinstance(node, ast.Assign):
-        yield from (target.id for target in node.targets if isinstance(target, ast.Name))
-    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-        yield node.target.id
-
-
-def _raises(body: list[ast.stmt]) -> bool:
-    return bool(body) and isinstance(body[-1], ast.Raise)
+def _parsed(entry: DefaultEntry) -> ast.expr:
+    try:
+        return ast.parse(entry.value, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise refusal(f"The archive gives '{entry.name}' a default that is no expression.") from None
 
 
 def find_class(tree: ast.Module, path: str) -> ast.ClassDef | None:
@@ -413,7 +224,10 @@ class Defaults:
                 continue
             path, _, name = default.name.rpartition(".")
             before, after = find_class(old.tree, path), find_class(source.tree, path)
-            found = None if before is None or after is None else derive(before, after, name)
+            if default.value and after is not None:
+                found: ast.expr | None = _parsed(default)
+            else:
+                found = None if before is None or after is None else derive(before, after, name)
             if found is None:
                 raise refusal(f"The archive gives '{default.name}' a default, which its source does not have.")
             for node in ast.walk(found):

@@ -131,12 +131,14 @@ class CacheEntry(Record):
 class DefaultEntry(Record):
     """An attribute `C.name` that instances made by the old release lack; `defaults` says how they get it.
 
-    One that is `hooked` has a function in the hooks.
+    One that is `hooked` has a function in the hooks. `value` is an expression that the builder has found where it takes
+    more than the source of the class to see it: in terms of the instance, `self`, and of the names of the module.
     """
 
     name: str
     line: int
     hooked: bool = False
+    value: str = ""
 
 
 class MemberEntry(Record):

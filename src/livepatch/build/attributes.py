@@ -14,11 +14,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
+from livepatch.archive.constructors import first, method_of
 from livepatch.archive.conversion import conversion, has_twins
-from livepatch.archive.defaults import derive
+from livepatch.archive.defaults import derive, find_class
 from livepatch.archive.format import DefaultEntry, MemberEntry
 from livepatch.build import syntax
 from livepatch.build.findings import Findings
+from livepatch.build.kinship import Kinship
 from livepatch.build.report import ADDED, CARRIED, REFUSED, Change
 
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
@@ -47,7 +49,7 @@ def check_attributes(modules: Sequence[Findings]) -> None:
                 fresh -= {a for ancestor in found.world.ancestors(found.old, old) for a in known_attributes(ancestor)}
             for attribute in sorted(fresh - _of_class(found, name, new)):
                 readers = _readers(modules, found, name, attribute)
-                if readers and _derived(found, name, old, new, attribute, stored[attribute]):
+                if readers and is_derived(found, name, (old, new), attribute, stored[attribute]):
                     continue
                 key = f"{found.new.module}:{name}.{attribute}"
                 for module, where, node in readers:
@@ -81,10 +83,13 @@ def _of_class(found: Findings, name: str, new: ast.ClassDef) -> set[str]:
     return {member for member in syntax.members(new) if f"{name}.{member}" in added}
 
 
-def _derived(found: Findings, name: str, old: ast.ClassDef, new: ast.ClassDef, attribute: str, line: int) -> bool:
+def is_derived(found: Findings, name: str, pair: tuple[ast.ClassDef, ast.ClassDef], attribute: str, line: int) -> bool:
     """Say that live instances compute the attribute when it is first read, if they can, and old code cannot notice."""
-    value = derive(old, new, attribute)
-    world = found.world
+    (old, new), world = pair, found.world
+    kin = Kinship(world, found.old, old, new=False), Kinship(world, found.new, new, new=True)
+    value, alone = derive(old, new, attribute, kin), derive(old, new, attribute)
+    plain = value is not None and alone is not None and ast.unparse(value) == ast.unparse(alone)
+    told = "" if value is None or plain else ast.unparse(value)  # else the loader finds the same by itself
     family = {member for cls in world.ancestors(found.old, old) for member in syntax.members(cls)}
     if value is None or world.asks_for(attribute) or (family & {"__getattr__"} and world.uses_attribute(attribute)):
         return False
@@ -93,7 +98,7 @@ def _derived(found: Findings, name: str, old: ast.ClassDef, new: ast.ClassDef, a
     said = ast.unparse(value)
     said = said if len(said) <= _LONGEST else said[:_LONGEST] + "..."
     reason = f"instances made before get `{said}` when it is first read"
-    entry = DefaultEntry(f"{name}.{attribute}", line)
+    entry = DefaultEntry(f"{name}.{attribute}", line, value=told)
     found.say(ADDED, entry.name, line, "attribute", reason, entry=entry, node=value)
     return True
 
@@ -120,15 +125,54 @@ def _readers(
 ) -> list[tuple[Findings, str, syntax.FunctionNode]]:
     """The functions that the patch brings in and that rely on an attribute of a class."""
     readers = []
+    cls_node = find_class(found.new.tree, cls)
     elsewhere = not found.world.uses_attribute(attribute)  # else `x.limit` may be about another class
     for module in modules:
         for where, node in _brought_in(module):
             own = module is found and where.startswith(cls + ".")
-            if own and node.name in _CONSTRUCTORS:
+            if own and (node.name in _CONSTRUCTORS or _is_set_first(cls_node, node, attribute)):
                 continue
-            if (own or elsewhere) and _reads(node, attribute, of_self=own):
+            theirs = not own and elsewhere and _is_theirs(module, where, attribute)
+            if (own or elsewhere) and _reads(node, attribute, of_self=own, of_others=theirs):
                 readers.append((module, where, node))
     return readers
+
+
+def _is_set_first(cls: ast.ClassDef | None, function: syntax.FunctionNode, attribute: str) -> bool:
+    """Whether a method, before it names an attribute, calls another one that sets it in any case."""
+    for statement in function.body:
+        value = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
+        called = value.value if isinstance(value, ast.Await) else value
+        if any(isinstance(node, ast.Attribute) and node.attr == attribute for node in ast.walk(statement)):
+            return False
+        if cls is not None and isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute):
+            setter = method_of(cls, called.func.attr)
+            is_async = isinstance(setter, ast.AsyncFunctionDef)
+            own = isinstance(called.func.value, ast.Name) and called.func.value.id == first(function)
+            if own and setter is not None and is_async == (called is not value) and _sets(setter, attribute):
+                return True
+    return False
+
+
+def _sets(method: syntax.FunctionNode, attribute: str) -> bool:
+    """Whether who has called a method can be sure that it has set an attribute of its instance."""
+    if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(method)):
+        return False
+    for statement in method.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+                own = isinstance(target, ast.Attribute) and target.attr == attribute
+                if own and ast.unparse(target) == f"{first(method)}.{attribute}":
+                    return True
+        if any(isinstance(node, ast.Return) for node in ast.walk(statement)):
+            return False
+    return False
+
+
+def _is_theirs(found: Findings, where: str, attribute: str) -> bool:
+    """Whether a method is of a class that sets the attribute itself: then it is that class's own on its instances."""
+    cls = find_class(found.new.tree, where.partition(".<locals>")[0].rpartition(".")[0])
+    return cls is not None and attribute in known_attributes(cls)
 
 
 def _brought_in(found: Findings) -> Iterator[tuple[str, syntax.FunctionNode]]:
@@ -191,9 +235,13 @@ def _mentions(function: syntax.FunctionNode, of_self: bool) -> list[ast.Attribut
     return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
-def _reads(function: syntax.FunctionNode, attribute: str, of_self: bool) -> bool:
-    """Whether a function relies on an attribute: neither asks for it first nor sets it first."""
-    mentions = [node for node in _mentions(function, of_self) if node.attr == attribute]
+def _reads(function: syntax.FunctionNode, attribute: str, of_self: bool, of_others: bool = False) -> bool:
+    """Whether a function relies on an attribute: neither asks for it first nor sets it first.
+
+    If asked, only that of its own instance counts, or only that of others.
+    """
+    own = {id(node) for node in _mentions(function, of_self=True)} if of_others else set()
+    mentions = [node for node in _mentions(function, of_self) if node.attr == attribute and id(node) not in own]
     if not mentions:
         return False
     nodes = list(ast.walk(function))

@@ -85,6 +85,14 @@ class Purity:
         own = {name for name in names if not any(isinstance(bound, Import) for bound in inner._bound(name))}
         return inner._body(nodes, own, _DEPTH)
 
+    def method_problem(self, cls: ast.ClassDef, name: str) -> str | None:
+        """Why calling a method on an instance that others know, too, does more than to compute, or None."""
+        self._seen.clear()
+        found = self._member(cls, name)
+        if found is None or _decorated(found[1]):
+            return f"`{name}` may do anything"
+        return found[0]._function(found[1], _DEPTH, set(), cls)
+
     def _bound(self, name: str) -> list[Bound]:
         frame = next((frame.names for frame in self._frames if name in frame.names), self._source.bindings)
         return frame.get(name, [])

@@ -10,7 +10,7 @@ import builtins
 
 from livepatch.archive.format import BasesEntry
 from livepatch.build import syntax
-from livepatch.build.attributes import SKELETON
+from livepatch.build.attributes import SKELETON, is_derived
 from livepatch.build.findings import Findings
 from livepatch.build.report import CARRIED
 
@@ -44,6 +44,8 @@ def compare_bases(
     bases = ast.Tuple(new.bases, ast.Load())
     found.say(CARRIED, name, new.lineno, "class", reason, entry=BasesEntry(name, new.lineno), node=bases)
     for attribute, origin in _lacking(found, old, new):
+        if is_derived(found, name, (old, new), attribute, new.lineno):
+            continue
         key = f"{found.new.module}:{name}.{attribute}"
         why = f"its new base {origin} sets it, and instances made before lack it"
         found.ask(f"{name}.{attribute}", new.lineno, "attribute", why, SKELETON.format(key))

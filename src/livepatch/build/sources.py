@@ -32,7 +32,8 @@ _EXTENSION = re.compile(r"\.(so|pyd|pyx|pxd|pxi|c|cc|cpp|h|hpp|rs)$")
 _TYPES_ONLY = re.compile(r"\.pyi$|(^|/)py\.typed$")
 
 #: Where a word may stand, for `Tree.mentioning`: patterns of the source, with {} for the word.
-_GAP = r"(?:[\s\\]|#.*)"
+#: A comment goes to the end of its line, so that one can be read in one way only: a line of `#` takes no time.
+_GAP = r"(?:[\s\\]|#.*\n)"
 WORD = r"\b{}\b"
 ATTRIBUTE = rf"\.{_GAP}*{{}}\b"
 STRING = r"['\"]{}['\"]"

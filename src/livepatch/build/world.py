@@ -295,7 +295,7 @@ class World:
     def is_open(self, source: Source, cls: ast.ClassDef) -> bool:
         """Whether a class of the old tree has a base, near or far, of which no tree tells what it has."""
         family = self.ancestors(source, cls)
-        known = {node.name for node in family} | _BARE
+        known = {node.name for node in family} | BARE
         names = {syntax.last_name(base) for node in family for base in node.bases}
         return any(name not in known and not hasattr(builtins, name) for name in names)
 
@@ -406,10 +406,10 @@ def _is_vague(content: bytes) -> bool:
 
 
 #: `from . import name`, which names a package without its name.
-_PARENT = re.compile(rb"\bfrom(?:[\s\\]|#.*)*\.(?:[\s\\.]|#.*)*import\b")
+_PARENT = re.compile(rb"\bfrom(?:[\s\\]|#.*\n)*\.(?:[\s\\.]|#.*\n)*import\b")
 
 #: Bases that bring no members that anybody means by name.
-_BARE = {"ABC", "Generic", "Protocol", "NamedTuple", "TypedDict", "Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
+BARE = {"ABC", "Generic", "Protocol", "NamedTuple", "TypedDict", "Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
 
 #: Parts of a package that are not for those who run it, and what the modules of such are called.
 _ASIDE = {
