@@ -17,7 +17,7 @@ from .model import LivepatchError, Object, Patch
 from .transition import Transition
 
 mutex = Mutex(log.hand_on)
-log.withheld = mutex.excludes_foreign_code
+log.withheld.append(mutex.excludes_foreign_code)
 
 #: Enabled patches and the one in transition, oldest first: klp_patches.
 listed: list[Patch] = []

@@ -4,9 +4,10 @@ The sentences are the kernel's, word for word, at the kernel's levels. The ring 
 debug lines too, because it is what tests and people compare with what the kernel says; the logger gets them
 without the prefix, for whatever the application does with its logs.
 
-A record may be written while the registry's mutex is held, never while the switch lock is. The application's handlers
-are foreign code, and `logging` has a lock of its own, which it keeps while the process forks; a fork waits for the mutex.
-So what is written under the mutex reaches the logger when that is released, or rests around a callback (`hand_on`).
+A record may be written while the registry's mutex is held, never while the switch lock is. The application's
+handlers are foreign code, and `logging` has a lock of its own, which it keeps while the process forks; a fork waits
+for the mutex. So what is written under the mutex reaches the logger when that is released, or rests around a callback
+(`hand_on`).
 
 `logging` is imported only when somebody sees a record: a program that does not have it has no handlers, and shows
 warnings and errors only. Importing it registers hooks of forks; of a fork that another thread has begun just then only
@@ -35,11 +36,10 @@ _ring: deque[tuple[float, str]] = deque(maxlen=4096)
 #: Called with every record's time and sentence after it was written; the agent pushes it to whoever follows the log.
 listeners: list[Callable[[float, str], None]] = []
 
-
 #: What the logger has not had yet: levels and sentences.
 _pending: deque[tuple[int, str]] = deque(maxlen=4096)
-#: Whether the running thread must not call foreign code just now; the registry's mutex knows, see `lists`.
-withheld: Callable[[], bool] = lambda: False
+#: Whether the running thread must not call foreign code just now: the registry's mutex knows, see `lists`.
+withheld: list[Callable[[], bool]] = []
 
 _known: logging.Logger | None = None
 
@@ -70,7 +70,7 @@ def _write(level: int, sentence: str) -> None:
             listener(now, sentence)
         except Exception:
             _complain(sentence)
-    if not withheld():
+    if not any(reason() for reason in withheld):
         hand_on()
 
 

@@ -412,8 +412,8 @@ def _fill(table: DataTable[Text], before: dict[str, tuple[str, ...]], rows: dict
     The columns are made wide enough here: the table itself would measure them when it is idle, and a line that is
     painted before that stays cut off until something else in it changes.
     """
-    for at, column in enumerate(table.ordered_columns):
-        column.width = max([column.label.cell_len, *(cell_len(cells[at]) for cells in rows.values())])
+    for at, each in enumerate(table.ordered_columns):
+        each.width = max([len(str(each.key.value)), *(cell_len(cells[at]) for cells in rows.values())])
     if list(before) == list(rows):
         columns = list(table.columns)
         for key, cells in rows.items():
