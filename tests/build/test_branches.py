@@ -58,3 +58,32 @@ def test_what_stands_beside_an_import_that_changed():
     assert (value.name, value.entry.lines) == ("HAS", (1, 3, 4, 5))
     (branch,) = [change.entry for change in found.changes if type(change.entry).__name__ == "BranchEntry"]
     assert (branch.name, branch.old_around, branch.around) == ("f", (3, 4), (3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("x = 1\nif x:\n    def f(): pass", "x = 2\nif x:\n    def f(): pass", ["f"]),
+        ("x = 1\nif x:\n    def f(): pass", "x = 1\ny = x\nif y:\n    def f(): pass", ["f"]),
+        (
+            "x = 1\nif x:\n    class C: pass\nelse:\n    C = 1",
+            "x = 2\nif x:\n    class C: pass\nelse:\n    C = 1",
+            None,
+        ),
+        (
+            "x = 1\nclass C:\n    if x:\n        def f(self): pass",
+            "x = 2\nclass C:\n    if x:\n        def f(self): pass",
+            ["C.f"],
+        ),
+        ("x = 1\nif x:\n    def f(): pass\n    y = 1", "x = 2\nif x:\n    def f(): pass\n    y = 1", ["f"]),
+    ],
+)
+def test_a_value_that_changes_chooses(old, new, names):
+    found = report(old, new)
+    branches = [change for change in found.changes if type(change.entry).__name__ == "BranchEntry"]
+    assert bool(found.refused) is (names is None)
+    if names is not None:
+        assert [(branch.name, branch.entry.valued) for branch in branches] == [
+            (name, "y = x" not in new) for name in names
+        ]
+        assert all(branch.needs == {"pkg.m:x"} for branch in branches if branch.entry.valued)
