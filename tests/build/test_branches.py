@@ -18,6 +18,11 @@ from tests.build.kit import refusals, report
             "class C:\n    try:\n        def f(self): pass\n    except E: pass",
             [(5, 4)],
         ),
+        (
+            "try:\n    import a\nexcept ImportError:\n    def f(): pass",
+            "try:\n    import b\nexcept ImportError:\n    def f(): pass",
+            [(5, 5)],
+        ),
         ("if HAS:\n    class C: pass\nelse:\n    class C: x = 1", "if not HAS:\n    class C: pass", [(3, 3), (5, 0)]),
     ],
 )
@@ -40,13 +45,23 @@ def test_the_load_decides(old, new, sides):
         ("if HAS:\n    def f(): pass", "if HAS:\n    class f: pass"),
         ("try:\n    setup()\n    def f(): pass\nfinally: pass", "try:\n    def f(): pass\nfinally: pass"),
         ("class C:\n    if input():\n        def f(self): pass", "class C:\n    def f(self): pass"),
-        ("try:\n    import a\nexcept E:\n    def f(): pass", "try:\n    import b\nexcept E:\n    def f(): pass"),
+        (
+            "try:\n    import a\nexcept:\n    import c\n    def f(): pass",
+            "try:\n    import b\nexcept:\n    import d\n    def f(): pass",
+        ),
     ],
 )
 def test_the_load_cannot_decide(old, new):
     begin = "HAS = True\n"
     tail = "" if "def set" not in old else "\ndef set():\n    global HAS\n    HAS = 0"
     assert refusals(begin + old, begin + new + tail)
+
+
+def test_a_condition_that_names_something_new():
+    """What the patch adds is there only when it is loaded."""
+    found = report("def f(): return 1", "import sys\nif sys.version_info > (3, 1):\n    def f(): return 2")
+    (branch,) = [change for change in found.changes if type(change.entry).__name__ == "BranchEntry"]
+    assert (branch.entry.valued, branch.needs) == (True, {"pkg.m:sys"})
 
 
 def test_what_stands_beside_an_import_that_changed():
@@ -83,7 +98,5 @@ def test_a_value_that_changes_chooses(old, new, names):
     branches = [change for change in found.changes if type(change.entry).__name__ == "BranchEntry"]
     assert bool(found.refused) is (names is None)
     if names is not None:
-        assert [(branch.name, branch.entry.valued) for branch in branches] == [
-            (name, "y = x" not in new) for name in names
-        ]
-        assert all(branch.needs == {"pkg.m:x"} for branch in branches if branch.entry.valued)
+        assert [(branch.name, branch.entry.valued) for branch in branches] == [(name, True) for name in names]
+        assert all(branch.needs == {"pkg.m:y" if "y = x" in new else "pkg.m:x"} for branch in branches)

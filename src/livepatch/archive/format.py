@@ -177,7 +177,7 @@ class BranchEntry(Record):
 
     `old_lines` and `lines`, side by side, are those of definitions that correspond, 0 where one has no counterpart;
     `old_around` and `around` those of the statements beside them that may decide, such as imports. If `valued`, the
-    conditions name values that the patch changes.
+    conditions name what the patch changes or adds.
     """
 
     name: str

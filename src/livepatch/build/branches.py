@@ -104,6 +104,8 @@ def _say(found: Findings, scope: Scope, name: str, reason: str) -> None:
     pairs, gone, fresh = scope.definitions(kind)
     sides = [(a.node.lineno, b.node.lineno) for a, b in pairs if b in now]
     sides += [(s.node.lineno, 0) for s in gone if s in was] + [(0, s.node.lineno) for s in fresh if s in now]
+    own = {bound for s in [*scope.old, *scope.new] for bound in s.binds() or ()} if scope.prefix else set()
+    fresh_names = _read(_deciding(now, scope.new)) & found.new.bindings.keys() - found.old.bindings.keys() - own
     entry = BranchEntry(
         scope.prefix + name,
         now[0].line,
@@ -111,10 +113,13 @@ def _say(found: Findings, scope: Scope, name: str, reason: str) -> None:
         tuple(side[1] for side in sides),
         _around(was, scope.old),
         _around(now, scope.new),
+        valued=bool(fresh_names),
     )
     found.decided.add(scope.prefix + name)
     shown = "class" if kind is ast.ClassDef else "method" if scope.prefix else "function"
     found.say(CARRIED, scope.prefix + name, now[0].line, shown, reason, entry=entry)
+    needs = found.changes[-1].needs | {f"{found.new.module}:{name}" for name in fresh_names}
+    found.changes[-1] = replace(found.changes[-1], needs=needs)
 
 
 def _conditions(statements: list[Statement], body: list[Statement]) -> list[object]:
@@ -133,20 +138,16 @@ def _can_tell(
     found: Findings, source: Source, statements: list[Statement], body: list[Statement], cls: ast.ClassDef | None
 ) -> bool:
     """Whether it can be found out once more which of them is chosen."""
-    nodes: list[ast.AST] = []
+    nodes = _deciding(statements, body)
+    if nodes is None:
+        return False
     for statement in statements:
-        for header in statement.under:
-            condition = condition_of(header)
-            if condition is None and not syntax.is_try(header):
-                return False
-            nodes += [condition] if condition is not None else []
-        beside = syntax.beside(statement, body)
-        nodes += [other.node for other in beside]
         # What fails in a definition may decide as well.
+        beside = syntax.beside(statement, body)
         inside = [s.node for s in body if beside and s.root is statement.root and s.under[-1:] == ("try",)]
         if not all(_cannot_fail(node) for node in inside if isinstance(node, syntax.DefinitionNode)):
             return False
-    read = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    read = _read(nodes)
     bound = (
         source.bindings.keys()
         | {name for name in read if hasattr(builtins, name)}
@@ -155,6 +156,25 @@ def _can_tell(
     if read - bound or any(None in source.bindings.get(name, ()) for name in read):
         return False  # nobody knows what it was, or it may have changed since
     return Purity(found.world, source, new=source is found.new).problem(nodes, (), cls) is None
+
+
+def _deciding(statements: list[Statement], body: list[Statement]) -> list[ast.AST] | None:
+    """The conditions around some definitions and the statements beside them; None if there is something else."""
+    nodes: list[ast.AST] = []
+    for statement in statements:
+        for header in statement.under:
+            condition = condition_of(header)
+            if condition is None and not syntax.is_try(header):
+                return None
+            nodes += [condition] if condition is not None else []
+        nodes += [other.node for other in syntax.beside(statement, body)]
+    return nodes
+
+
+def _read(nodes: list[ast.AST] | None) -> set[str]:
+    return {
+        n.id for node in nodes or () for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
 
 
 def _cannot_fail(node: syntax.DefinitionNode) -> bool:

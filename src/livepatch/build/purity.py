@@ -31,6 +31,7 @@ _HARMLESS = (
 _DEPTH = 12  # of names that stand for other names, and of functions that call functions
 _CONTAINERS = (ast.List, ast.Set, ast.Dict, ast.ListComp, ast.SetComp, ast.DictComp)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_IMPORTERS = {"importlib.import_module", "builtins.__import__"}
 #: What runs when an instance is made, or goes.
 _MAKING = {"__init__", "__new__", "__post_init__", "__attrs_post_init__", "__setattr__", "__del__"}
 #: What is run at other times, but not by an operator.
@@ -331,10 +332,20 @@ class Purity:
         if dotted in ("builtins.setattr", "builtins.delattr", "builtins.object.__setattr__"):
             fine = node is not None and bool(node.args) and syntax.first_name(node.args[0]) in own
             return None if fine else f"{unknown[: -len(' may do anything')]} changes something else"
+        if dotted in _IMPORTERS and node is not None and self._is_import(node):
+            return None
         if dotted == "builtins.type" and node is not None and len(node.args) != 1:
             bases = node.args[1] if len(node.args) == 3 else None
             return None if isinstance(bases, ast.Tuple) and not bases.elts and not node.keywords else unknown
         return None if harmless.is_known(dotted, steady=self._steady) else unknown
+
+    def _is_import(self, node: ast.Call) -> bool:
+        """Whether a call does what an `import` does, of modules that the source names."""
+        argument = node.args[0] if len(node.args) == 1 and not node.keywords else None
+        meant = self._bound(argument.id) if isinstance(argument, ast.Name) else [argument]
+        texts = [thing.value for thing in meant if isinstance(thing, ast.Constant)]
+        known = [text for text in texts if isinstance(text, str) and not text.startswith(".")]
+        return bool(meant) and len(known) == len(meant)
 
     def _value(self, value: ast.expr, left: tuple[str, ...], unknown: str, depth: int) -> str | None:
         """Calling a value, or a method of something in it."""
