@@ -153,3 +153,51 @@ def test_a_named_tuple_stays(package):
     assert (m.f(), type(m.f())) == ((3, 4), type(made))
     disabled(patch)
     assert (m.f(), namespace(m)) == ((1, 2), before)
+
+
+FEATURES = """
+_known = {{}}
+def have(name):
+    if name not in _known:
+        try:
+            import {lib}
+        except ImportError:
+            _known[name] = False
+        else:
+            _known[name] = True
+    return _known[name]
+"""
+
+
+def test_what_a_new_module_remembers(package):
+    """Nobody else has what it fills, and it goes with the patch."""
+    old = """
+        try:
+            import json
+            HAS = True
+        except ImportError:
+            HAS = False
+        if HAS:
+            def f(): return HAS, 1
+        else:
+            def f(): return HAS, 2
+    """
+    new = """
+        from lp_pkg import features
+        HAS = features.have("lib")
+        if HAS:
+            def f(): return HAS, 3
+        else:
+            def f(): return HAS, 4
+    """
+    package.have({M: old})
+    m = package.load()
+    before = namespace(m)
+    patch = package.bind({M: new, "lp_pkg/features.py": FEATURES.format(lib="json")})
+    enabled(patch)
+    assert m.f() == (True, 3)
+    disabled(patch)
+    assert (m.f(), namespace(m)) == ((True, 1), before)
+    other = package.bind({M: new, "lp_pkg/features.py": FEATURES.format(lib="lp_no_such_name")}, "other")
+    assert "Another definition of 'f'" in refusal(enabled, other)
+    assert (m.f(), namespace(m)) == ((True, 1), before)

@@ -478,6 +478,11 @@ class Purity:
         """The same of a method that is called for an instance which nobody else has yet."""
         return self._function(node, depth, {a.arg for a in node.args.args[:1]}, cls)
 
+    def _made_here(self) -> set[str]:
+        """The names of the module that stand for nothing but what it has made itself: displays and literals."""
+        plain = (*_CONTAINERS, ast.Constant)
+        return {name for name, bound in self._source.bindings.items() if all(isinstance(b, plain) for b in bound)}
+
     def _function(
         self, node: ast.FunctionDef, depth: int, own: set[str], cls: ast.ClassDef | None = None
     ) -> str | None:
@@ -495,6 +500,8 @@ class Purity:
         made = fresh | {name for name, bound in names.items() if all(_is_fresh(b, own) for b in bound)} - taken
         for argument in taken | fresh | own:
             names.setdefault(argument, []).append(None)
+        if self._new and self._source.path not in self._world.old.python:
+            own = {*own, *self._made_here()} - names.keys() - taken  # the module comes with the patch, and goes with it
         frames = (_Frame(names), *(frame for frame in self._frames if not frame.is_class))
         first = node.args.args[0].arg if node.args.args and _decorated(node) <= {"classmethod"} else ""
         inner = self._in(frames, mine=(first, cls) if cls is not None else None)
