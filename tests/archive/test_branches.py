@@ -145,3 +145,107 @@ def test_a_class_beside_an_import(package):
     other = package.archive({M: new.replace("lp_no_such_name", "loads")}, "other")
     assert "Another definition of 'C'" in refusal(fit.bind, other)
     assert namespace(m) == before
+
+
+OPTIONAL = """
+import re
+try:
+    import {lib} as lib
+    if "m" < "{version}":
+        lib = None
+except ImportError:
+    lib = None
+if lib is not None:
+    class C:
+        def f(self): return 1
+KINDS = ["a"]
+if lib is not None:
+    KINDS.append("b")
+def f(): return lib is not None, "C" in globals() and C().f(), KINDS
+"""
+FLAG = """
+import re
+try:
+    import {lib} as lib
+except ImportError:
+    HAS_LIB = False
+else:
+    _version = tuple(re.findall("[a-z]+", "{version}"))
+    if ("m",) < _version:
+        HAS_LIB = False
+    else:
+        HAS_LIB = True
+if HAS_LIB:
+    class C:
+        def f(self): return 2
+        def g(self): return 3
+KINDS = ["a"]
+if HAS_LIB:
+    KINDS.append("b")
+    KINDS.append("c")
+def f(): return HAS_LIB, "C" in globals() and C().f(), KINDS
+"""
+
+
+@pytest.mark.parametrize(
+    ("lib", "version", "before", "after"),
+    [
+        ("json", "a", (True, 1, ["a", "b"]), (True, 2, ["a", "b", "c"])),
+        ("json", "z", (False, False, ["a"]), (False, False, ["a"])),
+        ("lp_no_such_name", "a", (False, False, ["a"]), (False, False, ["a"])),
+    ],
+)
+def test_a_flag_takes_the_place_of_what_it_is_about(package, worker, lib, version, before, after):
+    hold = """
+def hold(gate):
+    first = f()
+    gate()
+    return first, f()
+"""
+    old, new = (text.format(lib=lib, version=version) for text in (OPTIONAL, FLAG))
+    package.have({M: old + hold})
+    m = package.load()
+    names = namespace(m)
+    patch = package.bind({M: new + hold.replace("return first", "return first + ()")})
+    entered, (held, _), left, (held_new, _) = in_both_worlds(patch, worker, None, m.hold, m.f)
+    assert (held, entered) == ((before, before), after)
+    assert (held_new, left) == ((after, after), before)
+    assert namespace(m) == names
+
+
+def test_a_flag_that_chooses_another_definition(package):
+    """The new release asks for more, so what it would not define any more is there."""
+    package.have({M: OPTIONAL.format(lib="json", version="a")})
+    m = package.load()
+    before = namespace(m)
+    patch = package.bind({M: FLAG.format(lib="json", version="z")})
+    assert "Another definition of 'C' in 'lp_pkg.m' is chosen" in refusal(enabled, patch)
+    assert namespace(m) == before
+
+
+def test_a_flag_of_another_module_chooses(package):
+    """Its module comes first, whatever it is called."""
+    other = "lp_pkg/z.py"
+    text = """
+        from .z import FLAG
+        from lp_pkg import z
+        if FLAG:
+            def f(): return 1
+        else:
+            def f(): return 2
+        class C:
+            if z.FLAG:
+                def f(self): return FLAG
+            else:
+                def f(self): return None
+    """
+    package.have({M: text, other: "FLAG = 1\n"})
+    m = package.load()
+    patch = package.bind({M: text.replace("return 1", "return 3"), other: "FLAG = [2]\n"})
+    enabled(patch)
+    assert (m.f(), m.C().f()) == (3, [2])
+    disabled(patch)
+    assert (m.f(), m.C().f()) == (1, 1)
+    other = package.bind({M: text, other: "FLAG = 0\n"}, "other")
+    assert "Another definition" in refusal(enabled, other)
+    assert (m.f(), m.C().f()) == (1, 1)

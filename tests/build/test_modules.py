@@ -190,3 +190,17 @@ def test_import_star_does_not_pass_on_what_nobody_knows():
     tree = {"pkg/__init__.py": "from .m import *", "pkg/m.py": "__all__ = list(names())\ndef f(): pass"}
     found = report(tree, tree | {"pkg/m.py": "__all__ = list(names())\ndef f(): pass\ndef g(): pass"})
     assert [c.reason for c in found.notes] == ["new names, which `import *` in pkg/__init__.py does not pass on: g"]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        "try:\n    import a\n    import c\n    def f(): pass\nexcept ImportError:\n    import b as a",
+        "try:\n    import a\n    check()\n    import c\n    def f(): pass\nexcept ImportError: pass",
+        "try:\n    import a\n    def f(): pass\nexcept ImportError:\n    import c",
+        "try:\n    import a\n    def f(): pass\nexcept ImportError: pass\nelse:\n    import c",
+    ],
+)
+def test_an_import_in_a_try_that_cannot_be_tried_alone(new):
+    old = new.replace("    import c\n", "").replace("    import c", "    pass")
+    assert any("import c" in refusal for refusal in refusals(old + "\ndef g(): pass", new + "\ndef g(): return c"))

@@ -131,3 +131,61 @@ def test_what_is_imported_in_a_block_is_not_its_own():
     old = "x = 1\ntry:\n    from a import t\n    t.append(1)\n    x = 2\nexcept ImportError: pass\ndef f(): return x"
     assert "`t.append` may do anything" in " ".join(refusals(old, old.replace("(1)", "(2)")))
     assert not refusals(old.replace("t.append(1)", ""), old.replace("t.append(1)", "x = 3"))
+
+
+FIND = "import importlib\ndef find(a=0):\n    for name in ({}):\n        return importlib.import_module(name)\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "value"),
+    [
+        ("import importlib", "importlib.import_module('json')"),
+        (FIND.format("'a', 'b.c'"), "find()"),
+        ("def one(): return 1\ndef two(): return 2\ndef f():\n    for g in (one, two):\n        return g()", "f()"),
+    ],
+)
+def test_what_the_source_names_can_be_imported(before, value):
+    assert verdict(before, value) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "value"),
+    [
+        ("import importlib, os", "importlib.import_module(os.environ['A'])"),
+        ("import importlib", "importlib.import_module('.a', __package__)"),
+        ("import importlib", "importlib.import_module('.a')"),
+        (FIND.format("'a', a"), "find()"),
+        (FIND.format("*a, 'a'"), "find()"),
+        (FIND.format(""), "find()"),
+        (FIND.format("'a', 'b'").replace("return", "name += 'x'; return"), "find()"),
+        (FIND.format("'a', 'b'").replace("(a=0)", "(name)").replace("for name", "for other"), "find('a')"),
+        ("def f():\n    for g in (str, print):\n        g()", "f()"),
+        ("KEPT = []\ndef f():\n    for kept in (KEPT, []):\n        kept.append(1)", "f()"),
+    ],
+)
+def test_what_a_loop_goes_through_may_do_anything(before, value):
+    assert verdict(before, value)
+
+
+MEMO = "import collections\nKNOWN = {}\nOTHER = collections.OrderedDict()\ndef f(a):\n    KNOWN[a] = 1\n    return a\n"
+
+
+@pytest.mark.parametrize(
+    ("new", "fine"),
+    [
+        (MEMO, True),
+        (MEMO.replace("KNOWN[a]", "OTHER[a]"), False),
+        (MEMO.replace("KNOWN[a]", "collections.a"), False),
+        (MEMO.replace("def f(a)", "def f(a, KNOWN)"), False),
+        (MEMO.replace("KNOWN = {}", "from pkg.o import KNOWN"), False),
+        (MEMO.replace("    KNOWN[a]", "    global KNOWN\n    KNOWN"), False),
+    ],
+)
+def test_a_new_module_may_remember(new, fine):
+    """What it has made itself nobody else has yet; in a module that is there, it may be anybody's."""
+    old = {"pkg/__init__.py": "", "pkg/o.py": "KNOWN = {}", "pkg/m.py": "x = 1\ndef g(): return x\n"}
+    changed = {"pkg/m.py": "from pkg.n import f\nx = f(2)\ndef g(): return x\n"}
+    found = refusals(old, old | changed | {"pkg/n.py": new})
+    assert (not found) is fine, found
+    there = old | {"pkg/n.py": new, "pkg/m.py": "from pkg.n import f\nx = 1\ndef g(): return x\n"}
+    assert refusals(there, there | changed)

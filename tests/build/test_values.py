@@ -72,7 +72,21 @@ def test_forms_of_constants(old, new):
         ("x = 1\n@deco(x)\ndef f(): pass", "x = 2\n@deco(x)\ndef f(): pass", "it was used with the old x"),
         ("x = 1\nclass C(base(x)): pass", "x = 2\nclass C(base(x)): pass", "it was used with the old x"),
         ("x = 1\nregister(x)", "x = 2\nregister(x)", "`register(x)`: it ran with the old x"),
-        ("x = 1\nif x:\n    def f(): pass", "x = 2\nif x:\n    def f(): pass", "it was tested with the old x"),
+        (
+            "x = 1\nif x:\n    @deco\n    def f(): pass",
+            "x = 2\nif x:\n    @deco\n    def f(): pass",
+            "it was tested with the old x",
+        ),
+        (
+            "x = 1\nif x:\n    register()\n    def f(): pass",
+            "x = 2\nif x:\n    register()\n    def f(): pass",
+            "it was tested with the old x",
+        ),
+        (
+            "def g(): return 1\nx = g()\nif x:\n    def f(): pass",
+            "def g(): return 2\nx = [g()]\nif x:\n    def f(): pass",
+            "which is too late",
+        ),
         ("x = 1\ny = open(x)", "x = 2\ny = open(x)", "it is made of x, which changed, and `open`"),
         ("import sys\nsys.path.append(1)", "import sys\nsys.path.append(2)", "is run once"),
         ("import a\na.b = 1", "import a", "is gone, but what it did remains"),

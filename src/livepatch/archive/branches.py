@@ -12,8 +12,9 @@ from __future__ import annotations
 import ast
 from types import ModuleType
 
+from livepatch.archive.constants import Constants
 from livepatch.archive.format import BranchEntry, ObjectEntry, refusal
-from livepatch.archive.pieces import NewSource, Piece, cut, live_class, mangled, run
+from livepatch.archive.pieces import NewSource, Piece, Values, cut, live_class, mangled, run
 
 
 class Branches:
@@ -25,15 +26,20 @@ class Branches:
         self._old = old
         self._new = new
 
-    def verify(self, module: ModuleType, *, dry: bool = False) -> None:
+    def verify(self, module: ModuleType, *, dry: bool = False, constants: Constants | None = None) -> None:
         """Raise LivepatchError (EINVAL) if another definition is meant here than before. If `dry`, nothing is
-        imported to find that out."""
+        imported to find that out. Where it depends on values that the patch changes, it shows when
+        these have been evaluated, and not before."""
         for entry in self._entries:
-            if dry and (entry.old_around or entry.around):
+            if entry.valued is not (constants is not None) or (dry and (entry.old_around or entry.around)):
                 continue
             try:
-                was = self._chosen(self._old, entry, entry.old_lines, entry.old_around, module)
-                now = self._chosen(self._new, entry, entry.lines, entry.around, module)
+                was = self._chosen(self._old, entry, entry.old_lines, entry.old_around, module, {})
+                if constants is None:
+                    now = self._chosen(self._new, entry, entry.lines, entry.around, module, {})
+                else:
+                    with constants.seen() as values:
+                        now = self._chosen(self._new, entry, entry.lines, entry.around, module, values)
             except Exception as error:  # importing runs foreign code
                 sentence = f"Which '{entry.name}' in '{self._module}' is meant cannot be found out: {error!r}."
                 raise refusal(sentence) from error
@@ -52,7 +58,13 @@ class Branches:
                 )
 
     def _chosen(
-        self, source: NewSource, entry: BranchEntry, lines: tuple[int, ...], around: tuple[int, ...], module: ModuleType
+        self,
+        source: NewSource,
+        entry: BranchEntry,
+        lines: tuple[int, ...],
+        around: tuple[int, ...],
+        module: ModuleType,
+        values: Values,
     ) -> int:
         """The line of the definition that is chosen, 0 if none is."""
         path, _, name = entry.name.rpartition(".")
@@ -63,7 +75,7 @@ class Branches:
             for piece in cut(source.tree.body, lambda node: isinstance(node, ast.stmt) and node.lineno in wanted)
             if piece.path == path and isinstance(marked := mark.visit(piece.statement), ast.stmt)
         ]
-        made = run(source, pieces, module, {}) if pieces else {}
+        made = run(source, pieces, module, values) if pieces else {}
         chosen = made.get(mangled(path, name) if path else name, 0)
         return chosen if isinstance(chosen, int) else 0
 

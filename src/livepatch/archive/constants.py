@@ -15,6 +15,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -91,6 +92,12 @@ class Constants:
             else:
                 self._evaluate(constant, module)
         return self._mine
+
+    @contextmanager
+    def seen(self) -> Iterator[Values]:
+        """What names of this module mean now; meanwhile those of others do so for this thread, read as attributes."""
+        with live_values.seen_here(self._everything):
+            yield self.values
 
     def _evaluate(self, constant: ConstantEntry, module: ModuleType) -> None:
         place, name = self._place(constant, module)

@@ -178,7 +178,8 @@ class BranchEntry(Record):
     """A name that is defined under conditions which changed, or in more or fewer places than before; see `branches`.
 
     `old_lines` and `lines`, side by side, are those of definitions that correspond, 0 where one has no counterpart;
-    `old_around` and `around` those of the statements beside them that may decide, such as imports.
+    `old_around` and `around` those of the statements beside them that may decide, such as imports. If `valued`, the
+    conditions name what the patch changes or adds.
     """
 
     name: str
@@ -187,6 +188,7 @@ class BranchEntry(Record):
     lines: tuple[int, ...] = ()
     old_around: tuple[int, ...] = ()
     around: tuple[int, ...] = ()
+    valued: bool = False
 
 
 class ObjectEntry(Record):

@@ -50,6 +50,16 @@ def bindings(body: Iterable[ast.AST]) -> Bindings:
             found.setdefault(node.target.id, []).append(node)
             pending.append(node.value)
             continue
+        elif (
+            isinstance(node, ast.For)
+            and isinstance(node.target, ast.Name)
+            and isinstance(node.iter, ast.Tuple | ast.List)
+        ):
+            found.setdefault(node.target.id, []).extend(
+                None if isinstance(item, ast.Starred) else item for item in node.iter.elts
+            )
+            pending += [node.iter, *node.body, *node.orelse]
+            continue
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.setdefault(node.id, []).append(None)
         elif isinstance(node, ast.ExceptHandler) and node.name:

@@ -16,6 +16,7 @@ from livepatch.build.members import another_kind, exchange_function, exchange_im
 from livepatch.build.report import ADDED
 from livepatch.build.scopes import Scope
 from livepatch.build.syntax import Statement
+from livepatch.build.tuples import without_respelled
 from livepatch.build.world import NOT_PYTHON
 
 
@@ -38,8 +39,9 @@ class ModuleRules:
         self.settled: set[str] = set()  # names whose new binding was dealt with
 
     def apply(self) -> None:
-        found, scope = self.found, self.scope
-        found.note_dormant(scope)
+        found = self.found
+        found.note_dormant(self.scope)
+        scope = self.scope = without_respelled(found, self.scope)
         decide(found, scope)
         for pair, gone, fresh in (scope.definitions(kind) for kind in (syntax.FunctionNode, ast.ClassDef)):
             for old, new in pair:
@@ -134,11 +136,26 @@ class ModuleRules:
             return False
         if all(header.startswith(("if ", "orelse of if ")) for header in under):
             return True
-        if not any(other.under[: len(under)] == under for other in self.scope.old):
+        whole = list(map(_whole, under))
+        if not any(list(map(_whole, other.under[: len(under)])) == whole for other in self.scope.old):
             return True  # the whole block is new
+        if kind == "import" and self._is_only_tried(statement):
+            return True
         names = " ".join(sorted(statement.binds() or ()))
         self.found.refuse(names, statement.line, kind, f"it is new inside `{under[-1]}`")
         return False
+
+    def _is_only_tried(self, statement: Statement) -> bool:
+        """Whether an import in a `try` can be tried alone: all that may fail before it are imports like it, and nothing
+        is imported instead if it does."""
+        around = syntax.beside(statement, self.scope.new)
+        imports = [other for other in around if other.alias is not None]
+        first = [other for other in around if other.line < statement.line]
+        return all(other in imports for other in first) and all(
+            header == "try" or header.startswith(("if ", "orelse of if "))
+            for other in imports
+            for header in other.under
+        )
 
     def _fresh(self, statement: Statement) -> None:
         """A statement that is no definition and that the old version lacks, or has in another form."""
@@ -211,7 +228,7 @@ class ModuleRules:
         for other in syntax.beside(statement, body):
             for name in (other.binds() or set()) if other.alias is None else ():
                 makers = self.scope.new_binders.get(name, ())
-                if name in self.scope.old_binders and all(s.alias is None for s in makers):
+                if name in self.scope.old_binders and makers and all(s.alias is None for s in makers):
                     self.found.touch(name, other.line, f"`{ast.unparse(statement.node)}` beside it may decide")
 
     def _add(self, statement: Statement, names: frozenset[str]) -> None:
@@ -396,6 +413,11 @@ class ModuleRules:
             self.found.note("", statement.line, "statement", f"`{text}` is gone, with what it was about")
         else:
             self.found.refuse("", statement.line, "statement", f"`{text}` is gone, but what it did remains")
+
+
+def _whole(header: str) -> str:
+    """What a statement stands under, with a `try` for all of its parts: what fails in one decides about the others."""
+    return "try" if syntax.is_try(header) else header
 
 
 def _targets(statement: Statement) -> set[str]:

@@ -31,6 +31,7 @@ _HARMLESS = (
 _DEPTH = 12  # of names that stand for other names, and of functions that call functions
 _CONTAINERS = (ast.List, ast.Set, ast.Dict, ast.ListComp, ast.SetComp, ast.DictComp)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_IMPORTERS = {"importlib.import_module", "builtins.__import__"}
 #: What runs when an instance is made, or goes.
 _MAKING = {"__init__", "__new__", "__post_init__", "__attrs_post_init__", "__setattr__", "__del__"}
 #: What is run at other times, but not by an operator.
@@ -339,10 +340,20 @@ class Purity:
         if dotted in ("builtins.setattr", "builtins.delattr", "builtins.object.__setattr__"):
             fine = node is not None and bool(node.args) and syntax.first_name(node.args[0]) in own
             return None if fine else f"{unknown[: -len(' may do anything')]} changes something else"
+        if dotted in _IMPORTERS and node is not None and self._is_import(node):
+            return None
         if dotted == "builtins.type" and node is not None and len(node.args) != 1:
             bases = node.args[1] if len(node.args) == 3 else None
             return None if isinstance(bases, ast.Tuple) and not bases.elts and not node.keywords else unknown
         return None if harmless.is_known(dotted, steady=self._steady) else unknown
+
+    def _is_import(self, node: ast.Call) -> bool:
+        """Whether a call does what an `import` does, of modules that the source names."""
+        argument = node.args[0] if len(node.args) == 1 and not node.keywords else None
+        meant = self._bound(argument.id) if isinstance(argument, ast.Name) else [argument]
+        texts = [thing.value for thing in meant if isinstance(thing, ast.Constant)]
+        known = [text for text in texts if isinstance(text, str) and not text.startswith(".")]
+        return bool(meant) and len(known) == len(meant)
 
     def _value(self, value: ast.expr, left: tuple[str, ...], unknown: str, depth: int) -> str | None:
         """Calling a value, or a method of something in it."""
@@ -475,6 +486,11 @@ class Purity:
         """The same of a method that is called for an instance which nobody else has yet."""
         return self._function(node, depth, {a.arg for a in node.args.args[:1]}, cls)
 
+    def _made_here(self) -> set[str]:
+        """The names of the module that stand for nothing but what it has made itself: displays and literals."""
+        plain = (*_CONTAINERS, ast.Constant)
+        return {name for name, bound in self._source.bindings.items() if all(isinstance(b, plain) for b in bound)}
+
     def _function(
         self, node: ast.FunctionDef, depth: int, own: set[str], cls: ast.ClassDef | None = None
     ) -> str | None:
@@ -492,6 +508,8 @@ class Purity:
         made = fresh | {name for name, bound in names.items() if all(_is_fresh(b, own) for b in bound)} - taken
         for argument in taken | fresh | own:
             names.setdefault(argument, []).append(None)
+        if self._new and self._source.path not in self._world.old.python:
+            own = {*own, *self._made_here()} - names.keys() - taken  # the module comes with the patch, and goes with it
         frames = (_Frame(names), *(frame for frame in self._frames if not frame.is_class))
         first = node.args.args[0].arg if node.args.args and _decorated(node) <= {"classmethod"} else ""
         inner = self._in(frames, mine=(first, cls) if cls is not None else None)

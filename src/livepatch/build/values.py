@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from livepatch.archive.format import AT_COMPLETION as LATER
 from livepatch.archive.format import BY_WORLD, MADE_LATE, ConstantEntry, FunctionEntry
 from livepatch.archive.pieces import mangled
 from livepatch.build import syntax
+from livepatch.build.branches import decide_by_value
 from livepatch.build.findings import Findings, Touch
 from livepatch.build.groups import (
     assigned,
@@ -61,6 +62,7 @@ class Item:
     derived: bool = False
     problem: str | None = None  # why it cannot be carried
     readers: int = 0
+    chooses: list[tuple[Findings, Use]] = field(default_factory=list)  # conditions of definitions that name it
 
     @property
     def name(self) -> str:
@@ -188,8 +190,10 @@ class _Values:
             name, _, parameter = use.name.partition(":")
             self._renew_default(found, use.scope + name, parameter, item)
             return
-        names, attributes = (use.statement.sets if use.kind == "statement" else None) or (set(), set())
-        if use.kind == "statement" and (names or attributes):
+        definition = isinstance(use.statement.node, syntax.DEFINITIONS)
+        made = use.kind == "statement" or (use.kind == "condition" and not definition)
+        names, attributes = (use.statement.sets if made else None) or (set(), set())
+        if names or attributes:
             for key in sorted({use.scope + name for name in names} | (attributes if not use.scope else set())):
                 owner = key.rpartition(".")[0] if key in attributes else ""
                 touch = Touch(use.statement.line, f"it is made of {item.key}, which changed", owner)
@@ -201,11 +205,20 @@ class _Values:
                 for key in sorted(other.binds() or ()) if other.alias is None and not use.scope else ():
                     touch = Touch(other.line, f"`{ast.unparse(use.node)}` beside it decides")
                     self._begin(Item(found, key, touch, quiet=item.quiet, derived=True))
+        elif use.kind == "condition" and definition and self._is_decided(found, use, item):
+            pass  # a definition is chosen by a value
         elif not item.quiet:
             text = ast.unparse(use.node).split("\n")[0]
             what = {"statement": "it ran", "condition": "it was tested"}.get(use.kind, "it was used")
             reason = f"`{text}`: {what} with the old {item.key} when the module was imported"
             found.refuse(use.scope + use.name, use.line, use.kind, reason)
+
+    def _is_decided(self, found: Findings, use: Use, item: Item) -> bool:
+        """Whether loading the patch shows that the new value chooses the same definition as the old one did."""
+        if item.quiet or not decide_by_value(found, use.scope.rstrip("."), use.name, item.id):
+            return item.quiet
+        item.chooses.append((found, use))
+        return True
 
     def _is_parameter(self, item: Item) -> bool:
         """Whether it is a type variable, which only type checkers ask anything."""
@@ -228,6 +241,7 @@ class _Values:
                 self._carry(found, definition, item, f"reads {item.key}")
         for definition in found.old.definitions:
             if reads_attribute(definition.code, name) if owner else name in own_global_reads(definition.code):
+                item.readers += definition.name in found.function_names  # its new version may not read it any more
                 self._retire(found, definition, item)
         for source in self._others(found, name, "" if owner else found.new.module):
             if source.index is None:
@@ -426,6 +440,9 @@ class _Values:
         found, touch = item.found, item.touch
         if is_deleted(found.new, item.key):
             return
+        for other, use in item.chooses if self._how(item) == MADE_LATE else ():
+            reason = f"`{ast.unparse(use.node)}`: what it chooses shows when the transition is over, which is too late"
+            other.refuse(use.scope + use.name, use.line, use.kind, reason)
         if item.origin:
             self._say(item, self._how(item), touch.reason, ConstantEntry(item.key, touch.line, item.origin))
             return
