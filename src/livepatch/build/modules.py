@@ -11,6 +11,7 @@ from livepatch.archive.format import AddedEntry
 from livepatch.build import syntax
 from livepatch.build.branches import decide
 from livepatch.build.classes import compare_classes
+from livepatch.build.deleted import follow_deleted
 from livepatch.build.findings import Findings
 from livepatch.build.members import another_kind, exchange_function, exchange_import
 from livepatch.build.report import ADDED
@@ -286,6 +287,8 @@ class ModuleRules:
 
     def _effect(self, statement: Statement) -> None:
         """A statement that is run for what it does. It may go on setting up something new."""
+        if follow_deleted(self.found, self.scope, statement, new=True):
+            return
         root = _root(statement.node)
         text = ast.unparse(statement.node).split("\n")[0]
         if root in self.fresh_names and self._can_stand(statement, "statement"):
@@ -387,6 +390,8 @@ class ModuleRules:
 
     def _gone_effect(self, statement: Statement) -> None:
         """A statement is gone that was run for what it changed."""
+        if follow_deleted(self.found, self.scope, statement, new=False):
+            return
         names, attributes = statement.names_set, statement.attributes_set
         text = ast.unparse(statement.node).split("\n")[0]
         if (names or attributes) and attributes <= self.found.touched.keys() and not self._is_foreign(statement, names):
