@@ -12,6 +12,7 @@ from livepatch.build import syntax
 from livepatch.build.branches import decide
 from livepatch.build.classes import compare_classes
 from livepatch.build.deleted import follow_deleted
+from livepatch.build.effects import carry_effect
 from livepatch.build.findings import Findings
 from livepatch.build.members import another_kind, exchange_function, exchange_import
 from livepatch.build.report import ADDED
@@ -227,7 +228,10 @@ class ModuleRules:
         """A statement that sets names of the module, or attributes of objects that it has."""
         bound = statement.binds()
         known = self.scope.old_binders.keys() | self.scope.old_sets
-        if not names & known and not attributes:
+        owners = {attribute.partition(".")[0] for attribute in attributes}
+        if attributes and isinstance(statement.node, ast.If | ast.For) and not owners & self.fresh_names:
+            self._effect(statement)
+        elif not names & known and not attributes:
             if bound is not None:
                 self._add(statement, names)
             elif names & self.fresh_names or not self._is_foreign(statement, names):
@@ -293,10 +297,8 @@ class ModuleRules:
         text = ast.unparse(statement.node).split("\n")[0]
         if root in self.fresh_names and self._can_stand(statement, "statement"):
             self.found.add(text, statement, "statement", f"sets up {root}")
-            return
-        else:
-            reason = self._once(statement)
-        self.found.refuse("", statement.line, "statement", reason)
+        elif not carry_effect(self.found, self.scope, statement):
+            self.found.refuse("", statement.line, "statement", self._once(statement))
 
     def _once(self, statement: Statement) -> str:
         text = ast.unparse(statement.node).split("\n")[0]
