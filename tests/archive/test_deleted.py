@@ -80,3 +80,36 @@ def test_a_class_that_somebody_has_changed_refuses(package):
     patch = package.bind({M: CLASSES + FUNCTIONS})
     assert "'A.__slots__'" in refusal(lp.enable_patch, patch)
     assert shapes(m) == before
+
+
+def test_what_is_no_longer_set_below_the_class(package, worker):
+    package.have({M: CLASSES + FUNCTIONS + "    A.y = 'set'\n    A.z = 1\n"})
+    m = package.load()
+    before = shapes(m)
+    patch = package.bind({M: CLASSES + MARKED})
+    seen = in_both_worlds(patch, worker, Gate(), m.hold, m.look)
+    was, now = ("set",) * 3, ([1],) * 3
+    assert seen == [now, (1, was), was, (2, now)]
+    assert shapes(m) == before
+
+
+def test_what_is_no_longer_set_and_was_changed_refuses(package):
+    package.have({M: CLASSES + FUNCTIONS + "    A.y = 'set'\n"})
+    m = package.load()
+    m.A.y = "theirs"
+    assert "'A.y'" in refusal(lp.enable_patch, package.bind({M: CLASSES + FUNCTIONS}))
+    assert m.A.y == "theirs"
+
+
+def test_names_that_are_no_longer_deleted_come_and_go(package):
+    old = "import json\nX = [1]\ndel json, X\ndef f(): return None\n"
+    new = "import json\nX = [1]\ndef f(): return json.dumps(X)\n"
+    package.have({M: old.replace("json, X", "json\ndel X")})
+    m = package.load()
+    before = namespace(m)
+    patch = package.bind({M: new})
+    enabled(patch)
+    assert m.f() == "[1]"
+    disabled(patch)
+    assert namespace(m) == before
+    assert m.f() is None

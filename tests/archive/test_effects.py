@@ -214,3 +214,13 @@ def test_the_class_of_the_module(package, worker):
     assert type(m) is types.ModuleType is type(other)
     assert not hasattr(m, "Module")
     assert sys.modules["lp_pkg.m"] is m
+
+
+def test_what_is_set_to_something_else_goes_back(package):
+    package.have({M: OLD + "    other.TABLE['x'] = 1\n", "lp_pkg/other.py": OTHER})
+    m = package.load()
+    patch = package.bind({M: OLD + "    other.TABLE['x'] = 2\n"})
+    enabled(patch)
+    assert list(m.other.TABLE.items())[-1] == ("x", 2)
+    disabled(patch)
+    assert list(m.other.TABLE.items())[-1] == ("x", 1)

@@ -73,3 +73,59 @@ def test_a_value_that_changed_and_is_deleted_is_refused():
 def test_to_delete_an_item_does_not_delete_the_name():
     old = "T = {1: 1, 2: 2}\ndel T[1]\ndef f(): return T"
     assert said(old, old.replace("2: 2", "2: 3"))["value"] == ["T"]
+
+
+SET = CLASSES + "def f(): return A.y"
+
+
+def test_an_attribute_that_is_no_longer_set_below_the_class():
+    assert said(SET + "\nA.y = 2", SET)["value"] == ["A.y"]
+    assert said(SET + "\nA.z = 2", SET) == {"note": ["A.z"]}
+
+
+@pytest.mark.parametrize(
+    ("classes", "setting"),
+    [
+        (SET, "A.y = 2\nA.y = 3"),
+        (SET, "A.y.z = 2"),
+        (SET, "B.y = 2"),  # the inherited one would come to light
+        (SET, "A.__eq__ = f"),
+        (SET, "if A: A.z = 2"),
+        (SET, "A.z += 2"),
+        (SET + "\ndef g(x): return hasattr(x, 'z')", "A.z = 2"),
+        (SET + "\nA = A", "A.z = 2"),
+        ("class A:\n    def y(self): pass", "A.y = 2"),
+        ("from elsewhere import A", "A.z = 2"),
+        ("@register\nclass A: pass", "A.z = 2"),
+    ],
+)
+def test_what_else_is_no_longer_set_is_refused(classes, setting):
+    assert refusals(classes + "\n" + setting, classes)
+
+
+def test_names_of_imports_that_are_deleted_or_no_longer():
+    reading = "\ndef f(): return x"
+    assert said("import x", "import x\ndel x") == {"note": ["x"]}
+    assert said("", "import x, y\ndel x, y") == {"added": ["x", "y"], "note": ["x", "y"]}
+    assert said("import x\ndel x", "import x") == {"note": ["x"]}
+    assert said("import x\ndel x", "import x" + reading) == {"added": ["x", "f"]}
+    assert said("X = 1", "X = 1\ndel X") == {"note": ["X"]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("import x\ndef f(): return x", "import x\ndef f(): return x\ndel x"),
+        ("import x", "import x\ndel x, x.y"),
+        ("X = 1\ndef f(): return X", "X = 1\ndef f(): return X\ndel X"),
+        ("def f(): pass", "def f(): pass\ndel f"),
+        ("import x\ndef f(): pass\ndel x, f", "import x\ndef f(): pass"),
+    ],
+)
+def test_other_names_that_are_deleted_are_refused(old, new):
+    assert refusals(old, new)
+
+
+def test_a_name_that_another_module_imports_is_not_deleted():
+    other = {"pkg/__init__.py": "", "pkg/n.py": "def f():\n    from pkg.m import x\n    return x"}
+    assert refusals({**other, "pkg/m.py": "import x"}, {**other, "pkg/m.py": "import x\ndel x"})

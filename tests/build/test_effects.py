@@ -133,3 +133,31 @@ def test_without_what_it_needs_it_is_left_out():
     found = report(OLD, tree).narrowed(exclude=["pkg.m:fresh"])
     assert not found.refused
     assert not found.at_completion
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("other.TABLE['x'] = 1", "other.TABLE['x'] = 2"),
+        ("setattr(C, 'fresh', 1)", "setattr(C, 'fresh', f)"),
+        ("if other.MODE: other.NEW = 1", "if other.MODE: other.NEW = 2"),
+    ],
+)
+def test_what_is_set_to_something_else_now(old, new):
+    changes = said(with_(old), with_(new))
+    assert changes.keys() == {"note", "at completion"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("other.TABLE['x'] = 1", "other.TABLE['y'] = 1"),
+        ("other.TABLE['x'] = 1", "other.TABLE.update(x=2)"),
+        ("other.TABLE['x'] = 1", "if other.MODE: other.TABLE['x'] = 2"),
+        ("other.TABLE.setdefault('x', 1)", "other.TABLE.setdefault('x', 2)"),
+        ("if other.MODE: other.NEW = 1", "if not other.MODE: other.NEW = 2"),
+        ("if other.MODE: other.NEW = 1", "if other.MODE: other.NEWER = 2"),
+    ],
+)
+def test_what_is_not_set_any_more_is_refused(old, new):
+    assert refusals(with_(old), with_(new))

@@ -149,7 +149,7 @@ class Constants:
         pieces = self._pieces(source, lines or constant.lines or (constant.line,))
         if any(_deletes(piece, constant.name) for piece in pieces[-1:]):
             return _ABSENT
-        if constant.owner and not any(piece.classes for piece in pieces):
+        if "." in constant.name and not any(piece.classes for piece in pieces):
             pieces = [_as_name(piece) for piece in pieces]
             name = _RESULT
         functions = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -272,10 +272,10 @@ def _default(made: Any) -> Any:
 
 
 def _deletes(piece: Piece, name: str) -> bool:
-    """Whether it is a `del` of an attribute `C.name`."""
+    """Whether it is a `del` of a name of the module, or of an attribute `C.name`."""
     node = piece.statement
     return isinstance(node, ast.Delete) and any(
-        isinstance(inner, ast.Attribute) and ast.unparse(inner) == name
+        isinstance(inner, ast.Attribute | ast.Name) and ast.unparse(inner) == name
         for target in node.targets
         for inner in ast.walk(target)
     )

@@ -25,7 +25,7 @@ from livepatch.core import values as live_values
 from .record import Record
 
 _PUT, _SET = "__livepatch_put__", "__livepatch_set__"
-_ITEM = "[]"
+ITEM = "[]"
 _METHODS = {"append", "extend", "insert", "add", "update", "setdefault"}
 _MAPPINGS: tuple[type, ...] = (dict, OrderedDict, defaultdict)
 _SEQUENCES: tuple[type, ...] = (list, deque)
@@ -58,7 +58,7 @@ def act(node: ast.stmt) -> Act | None:
         if isinstance(target, ast.Attribute):
             return Act(target.value, target.attr, (node.value,), True)
         if isinstance(target, ast.Subscript) and not isinstance(target.slice, ast.Slice):
-            return Act(target.value, _ITEM, (target.slice, node.value), False)
+            return Act(target.value, ITEM, (target.slice, node.value), False)
     call = node.value if isinstance(node, ast.Expr) else None
     if not isinstance(call, ast.Call) or any(isinstance(argument, ast.Starred) for argument in call.args):
         return None
@@ -142,7 +142,7 @@ class Effects:
     def _items(self, container: Any, method: str, given: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
         """What is to be put in: of mappings, pairs."""
         kind = type(container)
-        if kind in _MAPPINGS and method == _ITEM:
+        if kind in _MAPPINGS and method == ITEM:
             return list({given[0]: given[1]}.items())
         if kind in _MAPPINGS and method == "update":
             return list(dict(*given, **named).items())
@@ -156,7 +156,7 @@ class Effects:
             return list(item) if method == "extend" else [item]
         if kind is set and method in ("add", "update") and not named:
             return list(set().union(*given) if method == "update" else {*given}.difference(container))
-        shown = "put an item into" if method == _ITEM else f"call '{method}' of"
+        shown = "put an item into" if method == ITEM else f"call '{method}' of"
         raise refusal(f"'{self._module}' would {shown} a '{kind.__qualname__}', which cannot be taken back.")
 
     def _put(self, container: Any, method: str, *given: Any, **named: Any) -> None:

@@ -301,8 +301,8 @@ class _Module:
             self.enums.make(module)
             self.constants.begin()
             self.additions.make(module, self.constants)
-            self._check_names(module)
             obj.values = list(self.constants.evaluate(module))
+            self._check_names(module)
             live_values.settle_new(obj)
             self._set_attributes(module)
             self.defaults.make(module, self.hooks.attribute)
@@ -338,7 +338,7 @@ class _Module:
     def _check_names(self, module: ModuleType) -> None:
         """New code that names what the module does not have would fail when it runs: better now."""
         _, assigned = codes.global_names(self.new.code)
-        known = assigned | vars(module).keys() | vars(builtins).keys()
+        known = assigned | vars(module).keys() | vars(builtins).keys() | self.constants.values.get(None, {}).keys()
         for function in self.functions:
             read = codes.global_names(function.new.code)[0] - codes.global_names(function.old.code)[0]
             for name in sorted(read - known):

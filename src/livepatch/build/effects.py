@@ -14,7 +14,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from livepatch.archive.effects import Act, act, leaves
+from livepatch.archive.effects import ITEM, Act, act, leaves
 from livepatch.archive.format import ConstantEntry, EffectEntry, MemberEntry
 from livepatch.build import syntax
 from livepatch.build.bindings import Import
@@ -55,7 +55,7 @@ def carry_effect(found: Findings, scope: Scope, statement: Statement) -> bool:
     text = ast.unparse(node).split("\n")[0]
     entry = EffectEntry(text, statement.line)
     found.say(AT_COMPLETION, text, statement.line, "statement", _RUN.format(text), entry=entry, node=node)
-    found.effects.append((entry, known))
+    found.effects.append((entry, statement, known))
     return True
 
 
@@ -103,13 +103,35 @@ def _has(source: Source, path: str, name: str) -> bool:
     return len(classes) != 1 or name in syntax.stored(classes[0])
 
 
+def is_replaced(found: Findings, statement: Statement) -> bool:
+    """Whether a statement that is gone has set items and attributes, which a new one sets to something else."""
+    outline = _outline(statement.node)
+    for entry, other, _ in found.effects if outline is not None else ():
+        if other.under == statement.under and _outline(other.node) == outline:
+            text = ast.unparse(statement.node).split("\n")[0]
+            found.note("", statement.line, "statement", f"`{text}` is gone: `{entry.name}` takes its place")
+            return True
+    return False
+
+
+def _outline(node: ast.stmt) -> object:
+    """What a statement sets under which conditions, without the values; None if it does something else."""
+    if isinstance(node, ast.If):
+        parts = [[_outline(inner) for inner in block] for block in (node.body, node.orelse)]
+        return None if any(None in part for part in parts) else (ast.dump(node.test), *map(tuple, parts))
+    one = act(node)
+    if one is None or not (one.attribute or one.name == ITEM):
+        return None
+    return ast.dump(one.target), one.name, *map(ast.dump, one.values[:-1])
+
+
 def settle_effects(modules: Iterable[Findings]) -> None:
     """Refuse those that act on what the patch itself exchanges: two would take it back."""
     modules = list(modules)
     entries = [change.entry for found in modules for change in found.changes]
     changed = {e.name.rpartition(".")[2] for e in entries if isinstance(e, ConstantEntry | MemberEntry)}
     for found in modules:
-        for entry, acts in found.effects:
+        for entry, _, acts in found.effects:
             names = {one.name if one.attribute else syntax.last_name(one.target) for one in acts}
             for at, change in enumerate(found.changes):
                 if change.entry is entry and names & changed:

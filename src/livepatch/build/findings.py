@@ -55,9 +55,7 @@ class Findings:
         self.functions: list[tuple[Version, Version]] = []
         self.classes: list[tuple[str, ast.ClassDef, ast.ClassDef]] = []  # qualified name, old, new
         self.added: list[tuple[str, Statement]] = []
-        self.effects: list[
-            tuple[EffectEntry, list[Act]]
-        ] = []  # statements that are run at completion, and what they do
+        self.effects: list[tuple[EffectEntry, Statement, list[Act]]] = []  # what is run at completion, and does
         self.documented: list[str] = []  # of which only the docstring changed
         self.claimed: set[int] = set()
         self.touched: dict[str, Touch] = {}  # names whose values changed; `values` says what becomes of them

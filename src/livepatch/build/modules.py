@@ -11,8 +11,8 @@ from livepatch.archive.format import AddedEntry
 from livepatch.build import syntax
 from livepatch.build.branches import decide
 from livepatch.build.classes import compare_classes
-from livepatch.build.deleted import follow_deleted
-from livepatch.build.effects import carry_effect
+from livepatch.build.deleted import follow_deleted, follow_unset
+from livepatch.build.effects import carry_effect, is_replaced
 from livepatch.build.findings import Findings
 from livepatch.build.members import another_kind, exchange_function, exchange_import
 from livepatch.build.report import ADDED
@@ -393,6 +393,8 @@ class ModuleRules:
     def _gone_effect(self, statement: Statement) -> None:
         """A statement is gone that was run for what it changed."""
         if follow_deleted(self.found, self.scope, statement, new=False):
+            return
+        if follow_unset(self.found, self.scope, statement) or is_replaced(self.found, statement):
             return
         names, attributes = statement.names_set, statement.attributes_set
         text = ast.unparse(statement.node).split("\n")[0]

@@ -428,6 +428,13 @@ class _Values:
     def _judge(self, item: Item) -> None:
         found, touch = item.found, item.touch
         if is_deleted(found.new, item.key):
+            if is_deleted(found.old, item.key):
+                return
+            if item.key in found.new.global_reads:
+                reason = "deleted now, and new code that names it means another one"
+                found.refuse(item.key, touch.line, "name", reason)
+            else:
+                found.note(item.key, touch.line, "name", "the module deletes it now; it is left in place")
             return
         if item.origin:
             self._say(item, self._how(item), touch.reason, ConstantEntry(item.key, touch.line, item.origin))
@@ -447,9 +454,13 @@ class _Values:
         path = "" if touch.owner else item.key.rpartition(".")[0]
         lines = tuple(sorted({statement.node.lineno for statement in self._group(item)}))
         gone, deleted = deleters(found.old, item.key), deleters(found.new, item.key)
+        outside = item.key.rpartition(".")[0]
+        # What the old version said last may stand below the class, where the new one has nothing.
+        gone = gone or (makers(found.old, item.key, outside) if outside and not touch.owner else [])
         old = gone or (makers(found.old, item.key, "") if deleted else self._group(item, new=False))
         names = {name for statement in old for name in statement.names_set}
-        nodes = [statement.node for statement in old if statement not in gone]
+        nodes = [getattr(s.node, "value", s.node) if s in gone else s.node for s in old]
+        nodes = [node for node in nodes if not (gone and isinstance(node, ast.Delete))]
         comparable = (
             how != MADE_LATE
             and (not touch.owner or bool(deleted))
