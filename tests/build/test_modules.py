@@ -85,7 +85,7 @@ def test_noted(old, new):
         ("x = f()", "x = g()", "its value changed"),
         ("", "f()", "`f()` is run once, when the module is imported"),
         ("f()", "", "`f()` is gone, but what it did remains"),
-        ("import x", "import x\ndel x", "is run once"),
+        ("import x\ndef f(): x", "import x\ndef f(): x\ndel x", "is run once"),
         ("", "from a import *", "may bind any name"),
         ("", "for x in y: x.f()", "is run once"),
         ("", "import sys\nif sys.x: raise ImportError", "is run once"),

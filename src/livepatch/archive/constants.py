@@ -124,7 +124,9 @@ class Constants:
         value = Value(place, name, new, live, by_world=by_world)
         self._mine.append(value)
         self._everything.append(value)
-        if isinstance(place, type):
+        if new is _ABSENT:
+            pass
+        elif isinstance(place, type):
             self.values.setdefault(place, {})[name] = new
         elif isinstance(place, ModuleType) and place.__name__ in (self._module, "__main__"):
             self.values.setdefault(None, {})[name] = new
@@ -152,7 +154,9 @@ class Constants:
     ) -> Any:
         """What the statements give the name; ABSENT if that is nothing in the end."""
         pieces = self._pieces(source, lines or constant.lines or (constant.line,))
-        if constant.owner:
+        if any(_deletes(piece, constant.name) for piece in pieces[-1:]):
+            return _ABSENT
+        if "." in constant.name and not any(piece.classes for piece in pieces):
             pieces = [_as_name(piece) for piece in pieces]
             name = _RESULT
         functions = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -272,6 +276,16 @@ def _default(made: Any) -> Any:
     if (type(made).__module__, type(made).__qualname__) != ("dataclasses", "Field"):
         return made
     return _ABSENT if type(made.default).__qualname__ == "_MISSING_TYPE" else made.default
+
+
+def _deletes(piece: Piece, name: str) -> bool:
+    """Whether it is a `del` of a name of the module, or of an attribute `C.name`."""
+    node = piece.statement
+    return isinstance(node, ast.Delete) and any(
+        isinstance(inner, ast.Attribute | ast.Name) and ast.unparse(inner) == name
+        for target in node.targets
+        for inner in ast.walk(target)
+    )
 
 
 def _as_name(piece: Piece) -> Piece:

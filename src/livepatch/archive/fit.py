@@ -29,6 +29,7 @@ from livepatch.archive.branches import Branches
 from livepatch.archive.byhand import Hooks, keep_source
 from livepatch.archive.constants import Constants
 from livepatch.archive.defaults import Defaults
+from livepatch.archive.effects import Effects
 from livepatch.archive.enums import Enums
 from livepatch.archive.format import Archive, FunctionEntry, ObjectEntry, refusal
 from livepatch.archive.members import Members
@@ -186,6 +187,7 @@ class _Module:
         self.bases = Bases(entry, self.new)
         self.enums = Enums(entry, self.new, replace=archive.manifest.replace)
         self.branches = Branches(entry, self.old, self.new)
+        self.effects = Effects(entry, self.new)
         self.functions = []
         for f in entry.functions:
             before = self._find(old, f.name, f.sympos)
@@ -209,6 +211,7 @@ class _Module:
             entry.bases,
             entry.enums,
             entry.branches,
+            entry.effects,
         )
         others = any(parts) or archive.hooks is not None
         self.object.after_body = bool(others) or any(self._needs_body(function) for function in self.functions)
@@ -306,6 +309,7 @@ class _Module:
             self.defaults.make(module, self.hooks.attribute)
             self.bases.make(module, obj)
             self.members.make(module, self.constants.values)
+            self.effects.rehearse(module, self.constants.values)
         except BaseException as error:
             self._undo()
             live_values.settle(obj, UNPATCHED)
@@ -373,6 +377,7 @@ class _Module:
         self.arrivals.complete()
         self.members.complete()
         self.bases.complete()
+        self.effects.complete(obj.module)
         self._call(self.hooks.of(self.name).post_patch, obj)
 
     def _pre_unpatch(self, obj: Object) -> None:
@@ -417,6 +422,7 @@ class _Module:
 
     def _undo(self) -> None:
         """Take back what has been made for the module, as far as it came."""
+        self.effects.take_back()
         self.members.take_back()
         self.bases.take_back()
         self.defaults.take_back()

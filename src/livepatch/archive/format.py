@@ -174,6 +174,13 @@ class EnumEntry(Record):
     line: int
 
 
+class EffectEntry(Record):
+    """A statement of the new source that is run for what it does to something else; see `effects`."""
+
+    name: str
+    line: int
+
+
 class BranchEntry(Record):
     """A name that is defined under conditions which changed, or in more or fewer places than before; see `branches`.
 
@@ -206,6 +213,7 @@ class ObjectEntry(Record):
     bases: tuple[BasesEntry, ...] = ()
     enums: tuple[EnumEntry, ...] = ()
     branches: tuple[BranchEntry, ...] = ()
+    effects: tuple[EffectEntry, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -449,6 +457,7 @@ def _object(item: Any) -> ObjectEntry:
         "bases": BasesEntry,
         "enums": EnumEntry,
         "branches": BranchEntry,
+        "effects": EffectEntry,
     }
     built: dict[str, Any] = dict(item)
     for key, cls in parts.items():

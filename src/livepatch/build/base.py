@@ -86,7 +86,7 @@ class Base:
 
 
 def _names(entry: ObjectEntry) -> set[str]:
-    return {part.name for parts in (entry.functions, entry.added, entry.at_completion) for part in parts}
+    return {part.name for parts in (entry.functions, entry.added, entry.at_completion, entry.effects) for part in parts}
 
 
 def _joined(earlier: _Pair, later: _Pair, path: str, patch: str) -> _Pair:

@@ -34,7 +34,7 @@ from livepatch.build.sentinels import makes_sentinels
 from livepatch.build.syntax import Statement
 
 #: Decorators and bases that read a class body as data.
-_READERS = {
+READERS = {
     *("dataclass", "attrs", "attr", "s", "define", "frozen", "mutable", "BaseModel", "Struct"),
     *("Enum", "IntEnum", "StrEnum", "Flag", "IntFlag", "NamedTuple", "TypedDict"),
 }
@@ -67,7 +67,7 @@ def compare_classes(found: Findings, prefix: str, old: Statement, new: Statement
         ("place below a condition", old.under, new.under),
     ):
         if was != now and what == "bases":
-            compare_bases(found, name, before, after, _READERS, conditional or bool(old.under))
+            compare_bases(found, name, before, after, READERS, conditional or bool(old.under))
         elif was != now and what == "decorators" and not conditional and _is_made_again(found, before, after):
             found.note(name, after.lineno, "class", "its decorators changed: what they generate is exchanged")
         elif was != now and what == "place below a condition" and name in found.decided:
@@ -93,7 +93,7 @@ class ClassRules:
         self.new = new
         self.conditional = conditional
         self.scope = Scope.of(name + ".", old.body, new.body)
-        self.readers = {syntax.last_name(node) for node in [*new.decorator_list, *new.bases]} & _READERS
+        self.readers = {syntax.last_name(node) for node in [*new.decorator_list, *new.bases]} & READERS
 
     def apply(self) -> None:
         found, scope = self.found, self.scope
@@ -272,7 +272,7 @@ class ClassRules:
         """Whether what a statement of the class body makes can take the place of what was there, as any value can."""
         olds = [old.node for old in self.scope.old_binders.get(name, ())]
         family = self.found.world.ancestors(self.found.old, self.old)
-        read = {syntax.last_name(base) for cls in family for base in [*cls.bases, *cls.decorator_list]} & _READERS
+        read = {syntax.last_name(base) for cls in family for base in [*cls.bases, *cls.decorator_list]} & READERS
         return (
             statement.alias is None
             and isinstance(statement.node, ast.Assign | ast.AnnAssign | ast.If | ast.For | ast.Try)

@@ -15,6 +15,7 @@ from livepatch.build import syntax
 from livepatch.build.arrivals import compare_whole_modules
 from livepatch.build.attributes import check_attributes
 from livepatch.build.early import refuse_early_calls
+from livepatch.build.effects import settle_effects
 from livepatch.build.findings import RESTART, Findings
 from livepatch.build.modules import compare_modules
 from livepatch.build.report import ABSENT, NOTED, REFUSED, Change, Report
@@ -40,6 +41,7 @@ def compare(old: Files | Tree, new: Files | Tree) -> Report:
             if found is not None:
                 modules.append(found)
     carry_values(world, modules)
+    settle_effects(modules)
     check_attributes(modules)
     refuse_early_calls(world, modules)
     for found in modules:

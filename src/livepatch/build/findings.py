@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from livepatch.archive.format import AddedEntry, DefaultEntry, FunctionEntry
+from livepatch.archive.effects import Act
+from livepatch.archive.format import AddedEntry, DefaultEntry, EffectEntry, FunctionEntry
 from livepatch.build import functions, syntax
 from livepatch.build.functions import Version
 from livepatch.build.names import Names
@@ -54,6 +55,7 @@ class Findings:
         self.functions: list[tuple[Version, Version]] = []
         self.classes: list[tuple[str, ast.ClassDef, ast.ClassDef]] = []  # qualified name, old, new
         self.added: list[tuple[str, Statement]] = []
+        self.effects: list[tuple[EffectEntry, Statement, list[Act]]] = []  # what is run at completion, and does
         self.documented: list[str] = []  # of which only the docstring changed
         self.claimed: set[int] = set()
         self.touched: dict[str, Touch] = {}  # names whose values changed; `values` says what becomes of them

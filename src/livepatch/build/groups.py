@@ -71,7 +71,7 @@ def makers(source: Source, key: str, owner: str) -> list[Statement]:
         if not s.dormant and s.alias is None and (not isinstance(s.node, syntax.DEFINITIONS) or is_function(s, key))
     ]
     if owner:
-        return [s for s in plain if key in s.attributes_set][-1:]
+        return [s for s in plain if key in s.attributes_set | syntax.deleted_attributes(s.node)][-1:]
     group = [s for s in plain if name in s.names_set]
     chosen = [*group, *_deleted(source.statements(body), group, name)]
     # Within a `try` all that may fail decides.
@@ -80,6 +80,11 @@ def makers(source: Source, key: str, owner: str) -> list[Statement]:
     gone = _gone(plain)
     called = {name for s in chosen for name in calls(s.node) if path or name in gone}
     return [s for s in source.statements(body) if s in chosen or _is_function(s, called)]
+
+
+def deleters(source: Source, key: str) -> list[Statement]:
+    """The statements of a module that delete an attribute of a class of it, given as `C.name`."""
+    return [s for s in source.statements(source.tree.body) if key in syntax.deleted_attributes(s.node)]
 
 
 def is_deleted(source: Source, name: str) -> bool:
@@ -99,7 +104,8 @@ def _set(statement: Statement) -> frozenset[str]:
 def _gone(statements: Iterable[Statement]) -> set[str]:
     """The names that statements delete."""
     targets = [t for s in statements if isinstance(s.node, ast.Delete) for t in s.node.targets]
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    names = (name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
+    return {name.id for name in names if isinstance(name.ctx, ast.Del)}  # and not what `del x.y` is about
 
 
 def _deleted(body: list[Statement], group: list[Statement], name: str) -> list[Statement]:

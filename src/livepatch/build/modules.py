@@ -11,6 +11,8 @@ from livepatch.archive.format import AddedEntry
 from livepatch.build import syntax
 from livepatch.build.branches import decide
 from livepatch.build.classes import compare_classes
+from livepatch.build.deleted import follow_deleted, follow_unset
+from livepatch.build.effects import carry_effect, is_replaced
 from livepatch.build.findings import Findings
 from livepatch.build.members import another_kind, exchange_function, exchange_import
 from livepatch.build.report import ADDED
@@ -243,7 +245,10 @@ class ModuleRules:
         """A statement that sets names of the module, or attributes of objects that it has."""
         bound = statement.binds()
         known = self.scope.old_binders.keys() | self.scope.old_sets
-        if not names & known and not attributes:
+        owners = {attribute.partition(".")[0] for attribute in attributes}
+        if attributes and isinstance(statement.node, ast.If | ast.For) and not owners & self.fresh_names:
+            self._effect(statement)
+        elif not names & known and not attributes:
             if bound is not None:
                 self._add(statement, names)
             elif names & self.fresh_names or not self._is_foreign(statement, names):
@@ -303,14 +308,14 @@ class ModuleRules:
 
     def _effect(self, statement: Statement) -> None:
         """A statement that is run for what it does. It may go on setting up something new."""
+        if follow_deleted(self.found, self.scope, statement, new=True):
+            return
         root = _root(statement.node)
         text = ast.unparse(statement.node).split("\n")[0]
         if root in self.fresh_names and self._can_stand(statement, "statement"):
             self.found.add(text, statement, "statement", f"sets up {root}")
-            return
-        else:
-            reason = self._once(statement)
-        self.found.refuse("", statement.line, "statement", reason)
+        elif not carry_effect(self.found, self.scope, statement):
+            self.found.refuse("", statement.line, "statement", self._once(statement))
 
     def _once(self, statement: Statement) -> str:
         text = ast.unparse(statement.node).split("\n")[0]
@@ -404,6 +409,10 @@ class ModuleRules:
 
     def _gone_effect(self, statement: Statement) -> None:
         """A statement is gone that was run for what it changed."""
+        if follow_deleted(self.found, self.scope, statement, new=False):
+            return
+        if follow_unset(self.found, self.scope, statement) or is_replaced(self.found, statement):
+            return
         names, attributes = statement.names_set, statement.attributes_set
         text = ast.unparse(statement.node).split("\n")[0]
         if (names or attributes) and attributes <= self.found.touched.keys() and not self._is_foreign(statement, names):

@@ -18,6 +18,7 @@ from livepatch.archive.format import (
     CacheEntry,
     ConstantEntry,
     DefaultEntry,
+    EffectEntry,
     EnumEntry,
     FunctionEntry,
     Manifest,
@@ -214,5 +215,6 @@ def _entry(report: Report, module: str) -> ObjectEntry:
         enums=tuple(entry for entry in entries if isinstance(entry, EnumEntry)),
         members=tuple(entry for entry in entries if isinstance(entry, MemberEntry)),
         branches=tuple(entry for entry in entries if isinstance(entry, BranchEntry)),
+        effects=tuple(entry for entry in entries if isinstance(entry, EffectEntry)),
         notes=tuple(str(change) for change in changes if change.fate in (NOTED, LEFT_OUT)),
     )

@@ -20,6 +20,7 @@ from livepatch.archive.format import (
     CacheEntry,
     ConstantEntry,
     DefaultEntry,
+    EffectEntry,
     EnumEntry,
     FunctionEntry,
     MemberEntry,
@@ -38,6 +39,7 @@ Entry = (
     | MemberEntry
     | BasesEntry
     | EnumEntry
+    | EffectEntry
     | ModuleEntry
     | BranchEntry
 )

@@ -210,6 +210,22 @@ def _targets(targets: Iterable[ast.expr]) -> frozenset[str] | None:
     return frozenset(names)
 
 
+def deleted_attributes(node: ast.stmt) -> frozenset[str]:
+    """The attributes, as `a.b`, that a `del` deletes which deletes nothing else; else none."""
+    pending = list(node.targets) if isinstance(node, ast.Delete) else []
+    found: set[str] = set()
+    while pending:
+        target = pending.pop()
+        if isinstance(target, ast.Tuple | ast.List):
+            pending += target.elts
+            continue
+        dotted = ast.unparse(target)
+        if not isinstance(target, ast.Attribute) or not all(part.isidentifier() for part in dotted.split(".")):
+            return frozenset()
+        found.add(dotted)
+    return frozenset(found)
+
+
 #: Methods that change what they are called on.
 MUTATORS = {
     *("append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "update", "setdefault", "add"),

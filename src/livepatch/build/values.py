@@ -29,6 +29,7 @@ from livepatch.build.groups import (
     assigned,
     calls,
     class_names,
+    deleters,
     evaluated_by,
     is_deleted,
     is_function,
@@ -184,7 +185,7 @@ class _Values:
 
     def _depend(self, found: Findings, use: Use, item: Item) -> None:
         """Something was made of the value when the module was imported."""
-        if _is_new(found, use):
+        if _is_new(found, use) or (item.touch.owner and item.key in syntax.deleted_attributes(use.statement.node)):
             return
         if use.kind == "default":
             name, _, parameter = use.name.partition(":")
@@ -427,6 +428,8 @@ class _Values:
         nodes: list[ast.AST] = [*tests]
         for statement in group:
             value = getattr(statement.node, "value", None)
+            if item.touch.owner and isinstance(statement.node, ast.Delete):
+                continue
             if isinstance(statement.node, syntax.FunctionNode):
                 nodes += evaluated_by(statement.node)
             else:
@@ -439,6 +442,13 @@ class _Values:
     def _judge(self, item: Item) -> None:
         found, touch = item.found, item.touch
         if is_deleted(found.new, item.key):
+            if is_deleted(found.old, item.key):
+                return
+            if item.key in found.new.global_reads:
+                reason = "deleted now, and new code that names it means another one"
+                found.refuse(item.key, touch.line, "name", reason)
+            else:
+                found.note(item.key, touch.line, "name", "the module deletes it now; it is left in place")
             return
         for other, use in item.chooses if self._how(item) == MADE_LATE else ():
             reason = f"`{ast.unparse(use.node)}`: what it chooses shows when the transition is over, which is too late"
@@ -460,12 +470,17 @@ class _Values:
         how = self._how(item)
         path = "" if touch.owner else item.key.rpartition(".")[0]
         lines = tuple(sorted({statement.node.lineno for statement in self._group(item)}))
-        old = self._group(item, new=False)
+        gone, deleted = deleters(found.old, item.key), deleters(found.new, item.key)
+        outside = item.key.rpartition(".")[0]
+        # What the old version said last may stand below the class, where the new one has nothing.
+        gone = gone or (makers(found.old, item.key, outside) if outside and not touch.owner else [])
+        old = gone or (makers(found.old, item.key, "") if deleted else self._group(item, new=False))
         names = {name for statement in old for name in statement.names_set}
-        nodes = [statement.node for statement in old]
+        nodes = [getattr(s.node, "value", s.node) if s in gone else s.node for s in old]
+        nodes = [node for node in nodes if not (gone and isinstance(node, ast.Delete))]
         comparable = (
             how != MADE_LATE
-            and not touch.owner
+            and (not touch.owner or bool(deleted))
             and not any(is_function(statement, item.key) for statement in old)  # it is compared as all functions are
             and Purity(self._world, found.old, new=False, steady=True).problem(
                 nodes, names, self._class(found.old, path)
@@ -507,6 +522,8 @@ class _Values:
         path, name = item.touch.owner or item.key.rpartition(".")[0], item.name
         if path:
             known = path in class_names(item.found.new)
+            if syntax.is_special(name) and any(deleters(s, item.key) for s in (item.found.old, item.found.new)):
+                return LATER  # the interpreter asks for it, and is in no world
             return BY_WORLD if known and not self._world.takes_from_dict(name) else LATER
         if any(is_function(statement, item.key) for statement in self._group(item)):
             return BY_WORLD  # who calls it from elsewhere has it from the module

@@ -324,6 +324,7 @@ def info_command(file: Path) -> int:
         ]
         rows += [[entry.module, "added", part.name, part.kind, str(part.line)] for part in entry.added]
         rows += [[entry.module, part.how, part.name, "name", str(part.line)] for part in entry.at_completion]
+        rows += [[entry.module, format.AT_COMPLETION, part.name, "statement", str(part.line)] for part in entry.effects]
     rows += [[new.module, "added", "", "module", ""] for new in manifest.modules]
     if rows:
         output.table(["MODULE", "", "WHAT", "WHY", "LINE"], rows)
