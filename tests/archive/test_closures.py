@@ -179,3 +179,39 @@ def test_closures_that_need_fewer_variables_follow(package):
 )
 def test_only_variables_that_are_there_still_can_be_kept(old, new, refused):
     assert bool(refusals("b = 1\n" + old, "b = 1\n" + new)) == refused
+
+
+WRAPPED = """
+    import functools
+    def deco(x):
+        def wrapped(func):
+            def wrapper(*args):
+                return "old", x, func(*args)
+            return wrapper
+        return wrapped
+    @deco(1)
+    def f(y): return y
+"""
+
+
+def test_a_closure_that_was_made_before_functools_wraps_came_follows(package):
+    """Who has it has not what is copied for readers, and runs the new code all the same."""
+    package.have({M: WRAPPED})
+    m = package.load()
+    held, name = m.f, m.f.__name__
+    patch = package.bind(
+        {M: WRAPPED.replace('"old"', '"new"').replace("def wrapper", "@functools.wraps(func)\n            def wrapper")}
+    )
+    enabled(patch)
+    assert [held(2), m.f(2)] == [("new", 1, 2)] * 2
+    later = m.deco(3)(m.deco)
+    assert later.__name__ == "deco"
+    disabled(patch)
+    assert [held(2), m.f(2)] == [("old", 1, 2)] * 2
+    assert held.__name__ == name
+    assert m.deco(3)(len)("ab") == ("old", 3, 2)
+
+
+def test_another_decorator_of_a_closure_is_refused():
+    changed = WRAPPED.replace("def wrapper", "@functools.cache\n            def wrapper")
+    assert "decorators of a nested function" in " ".join(refusals(WRAPPED, changed))

@@ -48,6 +48,9 @@ def test_slots_of_a_class_that_had_none():
     """Its instances have a dictionary, and go on having one."""
     assert said(body(), body('__slots__ = ("x", "old")')) == {"note": ["C.__slots__"]}
     assert "slots" in " ".join(refusals(body('__slots__ = ("x",)'), body('__slots__ = ("x", "y")')))
+    assert said(body('__slots__ = "x"'), body('__slots__ = ["x"]')) == {"note": ["C.__slots__"]}
+    assert "slots" in " ".join(refusals(body('__slots__ = "xy"'), body('__slots__ = ("x", "y")')))
+    assert "slots" in " ".join(refusals(body("__slots__ = names"), body("__slots__ = others")))
 
 
 def test_an_attribute_that_instances_lack_and_their_class_gets():

@@ -72,6 +72,8 @@ def test_no_difference(old, new):
         ("from typing import List\ndef f(x: List): pass", "from a import List\ndef f(x: List): pass"),
         ("", "from __future__ import division, print_function"),
         ("from __future__ import generator_stop\nX = 1", "X = 1"),
+        ("try:\n    bool\nexcept NameError:\n    def bool(x): return 1", ""),
+        ("len('abc') + 1", ""),
     ],
 )
 def test_noted(old, new):

@@ -215,6 +215,10 @@ class ClassRules:
                     )
                     self.found.note(self.scope.prefix + name, statement.line, kind, reason)
                     continue
+                if name == "__slots__" and self._has_same_slots():
+                    reason = "the same slots, written otherwise"
+                    self.found.note(self.scope.prefix + name, statement.line, kind, reason)
+                    continue
                 problem = self._problem(name, kind, statement)
                 if problem and self._is_value(name, statement):
                     self.found.touch(self.scope.prefix + name, statement.line, problem)
@@ -226,6 +230,14 @@ class ClassRules:
                     self.found.add(self.scope.prefix + name, statement, kind)
                     if isinstance(statement.node, syntax.DefinitionNode):
                         self.found.note_decorators(self.scope.prefix + name, statement.node)
+
+    def _has_same_slots(self) -> bool:
+        """Whether both versions name the same slots; their order is the interpreter's own affair."""
+        named = [
+            [_slots(statement.node) for statement in binders.get("__slots__", ())]
+            for binders in (self.scope.old_binders, self.scope.new_binders)
+        ]
+        return len(named[0]) == len(named[1]) == 1 and named[0] == named[1] != [None]
 
     def _can_follow(self, name: str) -> bool:
         """Whether what the statements of the body leave under a name is a value that can be made anew."""
@@ -354,3 +366,14 @@ def _is_used(cls: ast.ClassDef, name: str) -> bool:
         and node.value.id in ("self", "cls", cls.name)
         for node in ast.walk(cls)
     )
+
+
+def _slots(node: ast.stmt) -> frozenset[str] | None:
+    """The names that an assignment to `__slots__` lists; None if it does not list names."""
+    try:
+        value = ast.literal_eval(getattr(node, "value", None) or node)
+    except (ValueError, TypeError):
+        return None
+    names = [value] if isinstance(value, str) else value
+    plain = isinstance(names, list | tuple | set) and all(isinstance(name, str) for name in names)
+    return frozenset(names) if plain else None

@@ -15,6 +15,7 @@ from livepatch.build.deleted import follow_deleted, follow_unset
 from livepatch.build.effects import carry_effect, is_replaced
 from livepatch.build.findings import Findings
 from livepatch.build.members import another_kind, exchange_function, exchange_import
+from livepatch.build.purity import Purity
 from livepatch.build.report import ADDED
 from livepatch.build.scopes import Scope
 from livepatch.build.syntax import Statement
@@ -415,6 +416,9 @@ class ModuleRules:
             return
         names, attributes = statement.names_set, statement.attributes_set
         text = ast.unparse(statement.node).split("\n")[0]
+        if isinstance(statement.node, ast.Expr) and self._only_computes(statement.node.value):
+            self.found.note("", statement.line, "statement", f"`{text}` is gone, and did nothing but compute")
+            return
         if (names or attributes) and attributes <= self.found.touched.keys() and not self._is_foreign(statement, names):
             for name in names & self.scope.new_binders.keys():
                 self.found.touch(name, self.scope.new_binders[name][-1].line)
@@ -422,6 +426,9 @@ class ModuleRules:
             self.found.note("", statement.line, "statement", f"`{text}` is gone, with what it was about")
         else:
             self.found.refuse("", statement.line, "statement", f"`{text}` is gone, but what it did remains")
+
+    def _only_computes(self, value: ast.expr) -> bool:
+        return Purity(self.found.world, self.found.old, new=False).problem([value]) is None
 
 
 def _whole(header: str) -> str:
