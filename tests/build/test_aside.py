@@ -56,9 +56,9 @@ def test_what_can_be_carried_in_such_a_module_is():
 
 def test_how_a_program_starts_is_not_carried():
     """The `__main__` of a package is never imported: what it does when it is run, it has done where it runs."""
-    tree = {"pkg/a.py": "def run(x=1): return 1", "pkg/__main__.py": "from pkg.a import run\nrun()\ndef f(): return 1"}
+    tree = {"pkg/a.py": "def run(x=1): print(1)", "pkg/__main__.py": "from pkg.a import run\nrun()\ndef f(): return 1"}
     start = "from pkg.a import run\ndef f(): return 2\nif __name__ == '__main__':\n    run(2)"
-    found = report(tree, {"pkg/a.py": "def run(x=1): return 2", "pkg/__main__.py": start})
+    found = report(tree, {"pkg/a.py": "def run(x=1): print(2)", "pkg/__main__.py": start})
     assert not found.refused
     assert not found.absent
     assert [change.key for change in found.functions] == ["pkg.__main__:f", "pkg.a:run"]
