@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from tests.archive.kit import M, disabled, enabled, refusal
+from tests.build.kit import refusals
 from tests.core import kit
 
 import livepatch as lp
@@ -342,3 +343,54 @@ def test_what_a_base_of_elsewhere_has_shows_only_in_the_process(worlds):
         return ask
 
     assert worlds(head, new, question) == ((None, [5], 1), (1, [], AttributeError))
+
+
+# -- classes that need not be there ------------------------------------------------------------------------
+
+OPTIONAL = """
+    import sys
+
+    def stay(probe):
+        return "old", probe()
+
+    class Base:
+        def m(self): return "Base.m"
+
+    if WHETHER:
+        class C(Base):
+            x = 1
+    else:
+        C = None
+"""
+
+
+@pytest.mark.parametrize("whether", ["sys.version_info > (3,)", "sys.version_info < (3,)"])
+def test_a_class_below_a_condition(package, whether):
+    old = OPTIONAL.replace("WHETHER", whether)
+    new = old.replace("x = 1", 'x = 1\n            def m(self): return "C.m"').replace('"old", p', '"new", p')
+    package.have({M: old})
+    m = package.load()
+    c = m.C() if m.C else None
+    was, now = ("Base.m", "C.m") if c else (None, None)
+
+    def seen():
+        return c.m() if c else m.C
+
+    before = dict(vars(m.C)) if c else None
+    patch = package.bind({M: new})
+    with manual_rounds():
+        held = Old(m)
+        lp.enable_patch(patch)
+        assert m.stay(seen) == ("new", now)
+        assert held(seen) == was
+        held.leave()
+        finish()
+    assert seen() == now
+    disabled(patch)
+    assert seen() == was
+    assert not c or dict(vars(m.C)) == before
+
+
+def test_which_of_two_classes_is_meant_nobody_says():
+    old = OPTIONAL.replace("WHETHER", "sys.x").replace("C = None", "class C(Base):\n            y = 1")
+    assert refusals(old, old.replace("x = 1", 'x = 1\n            def m(self): return "C.m"'))

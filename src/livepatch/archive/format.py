@@ -148,7 +148,8 @@ class MemberEntry(Record):
     change; "gone", what is inherited; "none"; "generated", what the class statement makes by itself; or "converted",
     an attribute of instances that each world sees in its own form. `how` it
     is used: "call" or "read". `flavour` is the kind of what is called, `direct` that nothing is around its function;
-    `followers` are names, as `module:name`, under which other modules have imported it.
+    `followers` are names, as `module:name`, under which other modules have imported it. The class of a `conditional`
+    one is defined below an `if` or a `try`, so that the live module need not have it.
     """
 
     name: str
@@ -158,6 +159,7 @@ class MemberEntry(Record):
     flavour: str = "function"
     direct: bool = False
     followers: tuple[str, ...] = ()
+    conditional: bool = False
 
 
 class BasesEntry(Record):

@@ -90,7 +90,7 @@ class Members:
 
     def verify(self, module: ModuleType) -> None:
         """Raise LivepatchError (EINVAL) if a class is not there, or what it has is not what a switch can stand for."""
-        for member in self._entries:
+        for member in self._present(module):
             there = vars(self._place(member, module)).get(member.name.rpartition(".")[2], INHERITED)
             switch = self.switches[member.name]
             place = self._place(member, module)
@@ -101,6 +101,12 @@ class Members:
                 raise refusal(f"Instances with '{member.name}' in '{self._module}' have slots only.")
             if not switch.stands(there) and not switch.fits(there, INHERITED):
                 raise refusal(f"'{member.name}' in '{self._module}' is a {type(there).__name__} in this process.")
+
+    def _present(self, module: ModuleType) -> Iterator[MemberEntry]:
+        """The members of classes that are there; the switch of another stands nowhere."""
+        for member in self._entries:
+            if not member.conditional or live_class(module, member.name.rpartition(".")[0]) is not None:
+                yield member
 
     def _place(self, member: MemberEntry, module: ModuleType) -> Place:
         path = member.name.rpartition(".")[0]
@@ -117,7 +123,7 @@ class Members:
         Names that have changed mean what `values` says; functions learn that by being redirected.
         """
         try:
-            for member in self._entries:
+            for member in self._present(module):
                 place, switch = self._place(member, module), self.switches[member.name]
                 if member.becomes == "converted":
                     name = mangled(member.name.rpartition(".")[0], switch.name)

@@ -60,12 +60,18 @@ class Exchange:
             if name in self.names or scope.prefix + name in self._found.decided:
                 continue  # what the class statement generates has to do with it
             reason = self._reason(name, old, new)
-            if reason and not conditional and not generic and self._possible(name, old, new):
+            if reason and not (conditional and not self._is_one()) and not generic and self._possible(name, old, new):
                 self.names.add(name)
-                exchange(self._found, scope.prefix + name, old, new, "new" if new else "gone", reason)
+                becomes = "new" if new else "gone"
+                exchange(self._found, scope.prefix + name, old, new, becomes, reason, conditional=conditional)
                 if _awaits(_kinds(self._found, old, new)):
                     self._found.other_kinds[scope.prefix + name] = (new or old)[-1].line
         self._hashes(conditional or generic)
+
+    def _is_one(self) -> bool:
+        """Whether the class is defined once in both versions, so that the one that is there, if any, is meant."""
+        definitions = [source.classes.get(self._old.name, []) for source in (self._found.old, self._found.new)]
+        return all(len(some) == 1 for some in definitions)
 
     def take(self, name: str, old: list[Statement], new: list[Statement]) -> bool:
         """Exchange a method of which other definitions may be chosen now, if that is possible."""
@@ -207,8 +213,10 @@ def exchange(
     reason: str,
     line: int = 0,
     followers: tuple[str, ...] = (),
+    conditional: bool = False,
 ) -> None:
-    """Say that a name is exchanged as a whole: a member of a class, or a function of the module."""
+    """Say that a name is exchanged as a whole: a member of a class, or a function of the module; `conditional` if its
+    class need not exist."""
     kind = "method" if "." in name else "function"
     shown = new[-1] if new else old[-1] if old else None
     line = shown.line if shown is not None else line
@@ -216,7 +224,7 @@ def exchange(
     flavour = min(kinds) if len(kinds) == 1 and min(kinds) in ("coroutine", "generator") else "function"
     reads = "read" if "read" in (how(old), how(new)) or (_awaits(kinds) and becomes != "valued") else "call"
     direct = len(new) == 1 and _is_direct(new[0]) and len(kinds) == 1 and becomes != "valued"
-    entry = MemberEntry(name, line, becomes, reads, flavour, direct, followers)
+    entry = MemberEntry(name, line, becomes, reads, flavour, direct, followers, conditional)
     direct_call = reads == "call" and becomes != "valued"
     body = ast.Module([s.node for s in new], [])
     found.say(CARRIED, name, line, kind, f"{reason}: exchanged as a whole", entry=entry, node=body)
@@ -224,10 +232,13 @@ def exchange(
         found.added.append((name, statement))
         found.claim(statement)
     for statement in old:
-        retire(found, statement, line, onward=direct_call and _is_onward(found, old, new))
+        onward = direct_call and _is_onward(found, old, new)
+        retire(found, statement, line, onward=onward, conditional=conditional)
 
 
-def retire(found: Findings, statement: Statement, line: int, *, onward: bool = False) -> None:
+def retire(
+    found: Findings, statement: Statement, line: int, *, onward: bool = False, conditional: bool = False
+) -> None:
     """Say that something else takes the place of what a statement binds. `line` is in the new source."""
     found.claim(statement)
     version = found.old.version(statement.node) if isinstance(statement.node, syntax.FunctionNode) else None
@@ -235,7 +246,7 @@ def retire(found: Findings, statement: Statement, line: int, *, onward: bool = F
         definition = version.definition
         kind = "method" if "." in definition.name else "function"
         reason = "who holds the old one " + ("gets to the new one" if onward else "keeps it")
-        place = found.old.sympos(definition), 0, bool(statement.under)
+        place = found.old.sympos(definition), 0, conditional or bool(statement.under)
         entry = FunctionEntry(definition.name, line, reason, *place, retired=True, onward=onward)
         found.say(CARRIED, definition.name, line, kind, reason, entry=entry)
 
