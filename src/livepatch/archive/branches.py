@@ -10,6 +10,7 @@ The conditions are evaluated as they stand in both sources, with nothing but a m
 from __future__ import annotations
 
 import ast
+from contextlib import nullcontext
 from types import ModuleType
 
 from livepatch.archive.constants import Constants
@@ -35,11 +36,8 @@ class Branches:
                 continue
             try:
                 was = self._chosen(self._old, entry, entry.old_lines, entry.old_around, module, {})
-                if constants is None:
-                    now = self._chosen(self._new, entry, entry.lines, entry.around, module, {})
-                else:
-                    with constants.seen() as values:
-                        now = self._chosen(self._new, entry, entry.lines, entry.around, module, values)
+                with nullcontext(Values()) if constants is None else constants.seen() as values:
+                    now = self._chosen(self._new, entry, entry.lines, entry.around, module, values)
             except Exception as error:  # importing runs foreign code
                 sentence = f"Which '{entry.name}' in '{self._module}' is meant cannot be found out: {error!r}."
                 raise refusal(sentence) from error

@@ -32,11 +32,11 @@ _VALUES: tuple[type[ast.AST], ...] = (
     *(ast.Call, ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
 )
 
-
-#: Methods of plain values that change them.
-_MUTATORS = {
+#: Methods that change what they are called on.
+MUTATORS = {
     *("append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "update", "setdefault", "add"),
-    *("discard", "popitem", "appendleft", "extendleft", "move_to_end"),
+    *("discard", "popitem", "move_to_end", "intersection_update", "difference_update", "symmetric_difference_update"),
+    *("appendleft", "extendleft"),
 }
 _DEPTH = 8  # of methods that call methods
 
@@ -371,7 +371,7 @@ def _changed(node: ast.AST) -> ast.expr | None:
     """The value that a part of it or a method changes: `x` in `x[0] = 1` and `x.append(1)`."""
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
         return node.value
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _MUTATORS:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
         return node.func.value
     return None
 

@@ -34,7 +34,7 @@ from livepatch.build.sentinels import makes_sentinels
 from livepatch.build.syntax import Statement
 
 #: Decorators and bases that read a class body as data.
-READERS = {
+_READERS = {
     *("dataclass", "attrs", "attr", "s", "define", "frozen", "mutable", "BaseModel", "Struct"),
     *("Enum", "IntEnum", "StrEnum", "Flag", "IntFlag", "NamedTuple", "TypedDict"),
 }
@@ -43,6 +43,11 @@ _VALIDATORS = {"BaseModel", "Struct"}
 _MARKERS = {"ClassVar", "InitVar", "KW_ONLY"}
 #: Statements that change the value of a name, besides those that bind it.
 _SETTERS = (ast.AugAssign, ast.Expr, ast.Delete, ast.With, ast.While)
+
+
+def read_by(family: list[ast.ClassDef]) -> set[str]:
+    """The decorators and bases of some classes that read a class body as data."""
+    return {syntax.last_name(part) for cls in family for part in [*cls.bases, *cls.decorator_list]} & _READERS
 
 
 def compare_classes(found: Findings, prefix: str, old: Statement, new: Statement, conditional: bool = False) -> None:
@@ -67,7 +72,7 @@ def compare_classes(found: Findings, prefix: str, old: Statement, new: Statement
         ("place below a condition", old.under, new.under),
     ):
         if was != now and what == "bases":
-            compare_bases(found, name, before, after, READERS, conditional or bool(old.under))
+            compare_bases(found, name, before, after, _READERS, conditional or bool(old.under))
         elif was != now and what == "decorators" and not conditional and _is_made_again(found, before, after):
             found.note(name, after.lineno, "class", "its decorators changed: what they generate is exchanged")
         elif was != now and what == "place below a condition" and name in found.decided:
@@ -93,7 +98,7 @@ class ClassRules:
         self.new = new
         self.conditional = conditional
         self.scope = Scope.of(name + ".", old.body, new.body)
-        self.readers = {syntax.last_name(node) for node in [*new.decorator_list, *new.bases]} & READERS
+        self.readers = {syntax.last_name(node) for node in [*new.decorator_list, *new.bases]} & _READERS
 
     def apply(self) -> None:
         found, scope = self.found, self.scope
@@ -283,8 +288,7 @@ class ClassRules:
     def _is_value(self, name: str, statement: Statement) -> bool:
         """Whether what a statement of the class body makes can take the place of what was there, as any value can."""
         olds = [old.node for old in self.scope.old_binders.get(name, ())]
-        family = self.found.world.ancestors(self.found.old, self.old)
-        read = {syntax.last_name(base) for cls in family for base in [*cls.bases, *cls.decorator_list]} & READERS
+        read = read_by(self.found.world.ancestors(self.found.old, self.old))
         return (
             statement.alias is None
             and isinstance(statement.node, ast.Assign | ast.AnnAssign | ast.If | ast.For | ast.Try)

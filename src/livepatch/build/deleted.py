@@ -12,7 +12,7 @@ import ast
 from livepatch.archive.format import RemovedEntry
 from livepatch.archive.pieces import mangled
 from livepatch.build import syntax
-from livepatch.build.classes import READERS
+from livepatch.build.classes import read_by
 from livepatch.build.findings import Findings
 from livepatch.build.groups import class_names, deleters, makers
 from livepatch.build.report import NOTED
@@ -119,8 +119,7 @@ def _is_read(found: Findings, source: Source, path: str, *, new: bool) -> bool:
     """Whether a decorator or a base reads the class bodies, so that these do not tell what the classes have."""
     classes = [cls for name in path.split(".") for cls in source.classes.get(name, ())]
     family = [one for cls in classes for one in found.world.ancestors(source, cls, new=new)]
-    parts = [part for cls in family for part in [*cls.bases, *cls.decorator_list]]
-    return bool({syntax.last_name(part) for part in parts} & READERS) or any(cls.decorator_list for cls in classes)
+    return bool(read_by(family)) or any(cls.decorator_list for cls in classes)
 
 
 def _ends_with(source: Source, key: str) -> bool:

@@ -133,7 +133,8 @@ def _problem(was: Version, now: Version | None) -> str | None:
         return "a nested function is gone"
     if parameters(was.node) != parameters(now.node) or _default_shapes(was.node) != _default_shapes(now.node):
         return "the parameters or defaults of a nested function changed"
-    if _decorators(was.node) != _decorators(now.node):
+    # What `functools.wraps` copies is for readers: who has the closure already does without.
+    if syntax.decorators(was.node, {"wraps"}) != syntax.decorators(now.node, {"wraps"}):
         return "the decorators of a nested function changed"
     old, new = was.definition.code, now.definition.code
     if codes.kind(old) != codes.kind(new):
@@ -144,15 +145,6 @@ def _problem(was: Version, now: Version | None) -> str | None:
     if more or not less <= there - _variables(new) - {*new.co_names}:
         return "a nested function uses other variables of the function around it"
     return None
-
-
-def _decorators(node: syntax.FunctionNode) -> list[object]:
-    """Those that make a difference to who has the closure already; what `functools.wraps` copies is for readers."""
-    return [
-        syntax.shape(decorator)
-        for decorator in node.decorator_list
-        if syntax.last_name(decorator) not in {"wraps", *syntax.TYPING_DECORATORS}
-    ]
 
 
 def _variables(code: CodeType) -> set[str]:

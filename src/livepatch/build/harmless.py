@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import builtins
 
-from livepatch.build import syntax
+from livepatch.archive.constructors import MUTATORS
 
 _KNOWN = set("""
     builtins.abs builtins.all builtins.any builtins.ascii builtins.bin builtins.bool builtins.bytearray builtins.bytes
@@ -76,7 +76,7 @@ METHODS = set("""
     tobytes tolist total total_seconds unpack utcoffset utctimetuple weekday with_name with_stem with_suffix
 """.split())  # noqa: SIM905  # fmt: skip
 METHODS |= {name for kind in (str, bytes, dict, list, tuple, set, frozenset, int, float) for name in dir(kind)}
-METHODS -= syntax.MUTATORS
+METHODS -= MUTATORS
 
 #: What makes instances of builtin types.
 _MAKERS = {"__init__", "__new__", "from_bytes", "fromhex", "fromkeys", "maketrans"}

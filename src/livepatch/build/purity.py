@@ -19,6 +19,7 @@ import builtins
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from livepatch.archive.constructors import MUTATORS
 from livepatch.build import harmless, syntax
 from livepatch.build.bindings import Bindings, Bound, Import, bindings
 from livepatch.build.world import NOT_PYTHON, Source, World
@@ -245,7 +246,7 @@ class Purity:
             if method is not None and not _decorated(method[1]):
                 problem = method[0]._method_of(method[1], self._mine[1], depth)
                 return problem and f"`{_shown(function)}` is called, in which {problem}"
-        if attr in syntax.MUTATORS and not (_is_dotted(function) and self._is_type(function.value, depth)):
+        if attr in MUTATORS and not (_is_dotted(function) and self._is_type(function.value, depth)):
             return None if syntax.first_name(function) in own else f"`{_shown(node)}` changes something else"
         if _is_dotted(function):
             return self._dotted(function, node, own, depth)

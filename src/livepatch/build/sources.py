@@ -33,12 +33,12 @@ _TYPES_ONLY = re.compile(r"\.pyi$|(^|/)py\.typed$")
 
 #: Where a word may stand, for `Tree.mentioning`: patterns of the source, with {} for the word.
 #: A comment goes to the end of its line, so that one can be read in one way only: a line of `#` takes no time.
-_GAP = r"(?:[\s\\]|#.*\n)"
+GAP = r"(?:[\s\\]|#.*\n)"
 WORD = r"\b{}\b"
-ATTRIBUTE = rf"\.{_GAP}*{{}}\b"
+ATTRIBUTE = rf"\.{GAP}*{{}}\b"
 STRING = r"['\"]{}['\"]"
-FUNCTION = rf"\bdef{_GAP}+{{}}\b"
-CLASS = rf"\bclass{_GAP}+{{}}\b"
+FUNCTION = rf"\bdef{GAP}+{{}}\b"
+CLASS = rf"\bclass{GAP}+{{}}\b"
 
 
 def read_tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:

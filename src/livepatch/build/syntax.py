@@ -8,9 +8,11 @@ other. Blocks that an import never runs (for type checkers, for programs) are ma
 
 import ast
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+from livepatch.archive.constructors import MUTATORS
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 DefinitionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -69,9 +71,10 @@ def effective(body: Sequence[ast.stmt]) -> list[ast.stmt]:
     ]
 
 
-def decorators(node: DefinitionNode) -> object:
-    """What decorates a definition, comparable with `==`; decorators for type checkers do not count."""
-    return tuple(shape(decorator) for decorator in node.decorator_list if last_name(decorator) not in TYPING_DECORATORS)
+def decorators(node: DefinitionNode, without: Collection[str] = ()) -> object:
+    """What decorates a definition, comparable with `==`; decorators for type checkers do not count, nor these."""
+    ignored = {*TYPING_DECORATORS, *without}
+    return tuple(shape(decorator) for decorator in node.decorator_list if last_name(decorator) not in ignored)
 
 
 def last_name(node: ast.expr) -> str:
@@ -224,14 +227,6 @@ def deleted_attributes(node: ast.stmt) -> frozenset[str]:
             return frozenset()
         found.add(dotted)
     return frozenset(found)
-
-
-#: Methods that change what they are called on.
-MUTATORS = {
-    *("append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "update", "setdefault", "add"),
-    *("discard", "popitem", "move_to_end", "intersection_update", "difference_update", "symmetric_difference_update"),
-    *("appendleft", "extendleft"),
-}
 
 
 def sets(node: ast.stmt) -> tuple[frozenset[str], frozenset[str]] | None:

@@ -24,7 +24,7 @@ from livepatch.build.bindings import Bindings, bindings
 from livepatch.build.functions import Version
 from livepatch.build.moves import Moves
 from livepatch.build.reads import Index
-from livepatch.build.sources import ATTRIBUTE, CLASS, FUNCTION, STRING, Tree, module_name
+from livepatch.build.sources import ATTRIBUTE, CLASS, FUNCTION, GAP, STRING, Tree, module_name
 from livepatch.core.codes import Definition, definitions, global_names
 
 if TYPE_CHECKING:
@@ -406,7 +406,7 @@ def _is_vague(content: bytes) -> bool:
 
 
 #: `from . import name`, which names a package without its name.
-_PARENT = re.compile(rb"\bfrom(?:[\s\\]|#.*\n)*\.(?:[\s\\.]|#.*\n)*import\b")
+_PARENT = re.compile(rf"\bfrom{GAP}*\.(?:\.|{GAP})*import\b".encode())
 
 #: Bases that bring no members that anybody means by name.
 BARE = {"ABC", "Generic", "Protocol", "NamedTuple", "TypedDict", "Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}
