@@ -232,6 +232,22 @@ VICTIMS = {
         signal.setitimer(signal.ITIMER_REAL, 0)
         """,
     ),
+    "a handler that waits": (
+        """
+        import signal
+        a, b = os.pipe()
+        os.set_blocking(b, False)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.set_wakeup_fd(b, warn_on_full_buffer=False)
+        full = os.write(b, bytes(1 << 20))
+        os.set_blocking(b, True)
+        """,
+        """
+        threading.Timer(1, os.read, (a, full)).start()
+        signal.raise_signal(signal.SIGUSR1)
+        signal.set_wakeup_fd(-1)
+        """,
+    ),
     "forks": (
         "",
         """

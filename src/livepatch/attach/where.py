@@ -76,6 +76,7 @@ class Lookout:
         owner = self._owner(registers)
         ours = owner is not None and self._python.owns(owner)
         visit = (call.name in _WAITS and (ours or not self._allocates(owner))) or (call.name in _WRITES and ours)
+        visit = visit and not self._handles_a_signal(registers)
         if not call.interrupted:
             return Place(registers, visit)
         interrupted = registers.interrupted()
@@ -128,6 +129,20 @@ class Lookout:
             return False
         _version, _flags, start, length, _abort = self._memory.unpack("<IIQQQ", sequence)
         return start <= pc < start + length
+
+    def _handles_a_signal(self, registers: Any) -> bool:
+        """It is in a signal handler, and has signals blocked for as long: a thread started there would have them blocked
+        for ever. At the beginning of one, what the registers tell of a system call is of the one that was interrupted.
+        """
+        codes = self._processor.restorer_code
+        for address in self._frames.addresses(registers, self._maps):
+            try:
+                code = self._memory.read(address, max(map(len, codes)))
+            except OSError:
+                return False
+            if code.startswith(codes):
+                return True
+        return False
 
     def _owner(self, registers: Any) -> Mapping | None:
         """Whose code has called the C library, or has made the system call itself; None if nothing tells."""
