@@ -8,8 +8,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from corpus import table
-from corpus.case import CASES, FIXED, Outcome, cases, run
+from corpus import releases, table
+from corpus.case import CASES, FIXED, Failure, Outcome, cases, run
 
 
 def main() -> int:
@@ -23,18 +23,28 @@ def main() -> int:
         "names", nargs="*", metavar="CASE", help="which cases, by the start of their names; all if none"
     )
     parser.add_argument("--cases", type=Path, default=CASES, metavar="DIR", help="another folder of cases")
+    parser.add_argument(
+        "--releases", type=Path, metavar="FILE",
+        help="instead of cases a list, of lines such as `jinja2 3.1.5 3.1.6`: there are no proofs of concept then",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="how many cases at a time  [default: 2]")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--markdown", action="store_true", help="write the table of docs/corpus.md as well")
     options = parser.parse_args()
-    chosen = [case for case in cases(options.cases) if case.name.startswith(tuple(options.names) or "")]
+    try:
+        found = cases(options.cases) if options.releases is None else releases.made(options.releases)
+    except (Failure, OSError) as error:
+        parser.error(str(error))
+    chosen = [case for case in found if case.name.startswith(tuple(options.names) or "")]
     for name in options.names:
         if not any(case.name.startswith(name) for case in chosen):
-            parser.error(f"there is no case '{name}' in {options.cases}")
+            parser.error(f"there is no case '{name}' in {options.releases or options.cases}")
     if not chosen:
         parser.error(f"there are no cases in {options.cases}; each is a folder with case.json and poc.py")
-    if options.markdown and (options.names or options.cases != CASES):
-        parser.error("--markdown is for all cases of the project: the page has them all")
+    of_page = {CASES: table.CASES_OF_PAGE, releases.PAGE_HAS: table.RELEASES_OF_PAGE}
+    command = of_page.get((options.releases or options.cases).resolve())
+    if options.markdown and (options.names or command is None):
+        parser.error(f"--markdown is for all that the page has: {' or '.join(of_page.values())}")
 
     def go(case: Path) -> Outcome:
         outcome = run(case.resolve())
@@ -50,7 +60,7 @@ def main() -> int:
     else:
         table.show(outcomes)
     if options.markdown:
-        table.write_page(outcomes)
+        table.write_page((table.markdown if options.releases is None else table.in_short)(outcomes), command)
     return int(any(outcome.outcome != FIXED for outcome in outcomes))
 
 

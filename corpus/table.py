@@ -10,7 +10,8 @@ from pathlib import Path
 from corpus.case import FIXED, ROOT, Outcome
 
 PAGE = ROOT / "docs" / "corpus.md"
-_TABLE = re.compile(r"(?<=<!-- made by ./run corpus --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
+#: What the command made them with stands above the two tables of the page.
+CASES_OF_PAGE, RELEASES_OF_PAGE = "./run corpus --markdown", "./run corpus --releases tests/cve/releases.txt --markdown"
 _REASON = 400
 
 
@@ -59,7 +60,16 @@ def differences(outcome: Outcome) -> str:
 
 def start_of_row(case: Outcome) -> str:
     """The columns of a row of the page that do not depend on how the case went."""
-    return f"| {case.package} {case.v1} → {case.v2} | {case.advisory} | {_in_a_cell(case.what)} |"
+    return f"| {_release(case)} | {case.advisory} | {_in_a_cell(case.what)} |"
+
+
+def _release(case: Outcome) -> str:
+    return f"{case.package} {case.v1} → {case.v2}"
+
+
+def _shortened(reasons: Sequence[str]) -> str:
+    why = "<br>".join(map(_in_a_cell, reasons))
+    return why if len(why) <= _REASON else why[: _REASON - 3] + "..."
 
 
 def _in_a_cell(text: str) -> str:
@@ -71,19 +81,31 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     """The table and the rate, for the page."""
     lines = ["| release | advisory | what was wrong | outcome | differences, or why not |", "| - | - | - | - | - |"]
     for outcome in outcomes:
-        why = "<br>".join(map(_in_a_cell, outcome.reasons)) or differences(outcome)
-        why = why if len(why) <= _REASON else why[: _REASON - 3] + "..."
+        why = _shortened(outcome.reasons or [differences(outcome)])
         lines.append(f"{start_of_row(outcome)} {outcome.outcome} | {why} |")
     return "\n".join([*lines, "", rate(outcomes) + ".", ""])
 
 
-def write_page(outcomes: Sequence[Outcome], page: Path = PAGE) -> None:
-    """Put the table in its place in the page."""
-    text = page.read_text()
-    page.write_text(_TABLE.sub(lambda _: markdown(outcomes), text))
+def in_short(outcomes: Sequence[Outcome]) -> str:
+    """The same for releases that were only counted: a row for each that is not fixed, the names of the others."""
+    lines = ["| release | outcome | why not |", "| - | - | - |"]
+    for outcome in outcomes:
+        if outcome.outcome != FIXED:
+            lines.append(f"| {_release(outcome)} | {outcome.outcome} | {_shortened(outcome.reasons)} |")
+    fixed = ", ".join(_release(outcome) for outcome in outcomes if outcome.outcome == FIXED)
+    return "\n".join([*lines, "", f"Carried: {fixed}.", "", rate(outcomes) + ".", ""])
+
+
+def write_page(text: str, command: str, page: Path = PAGE) -> None:
+    """Put a table in its place in the page."""
+    page.write_text(_place(command).sub(lambda _: text, page.read_text()))
 
 
 def table_of_page(page: Path = PAGE) -> list[str]:
-    """The lines of the table and the rate, as they stand in the page."""
-    found = _TABLE.search(page.read_text())
+    """The lines of the table of the cases and the rate, as they stand in the page."""
+    found = _place(CASES_OF_PAGE).search(page.read_text())
     return found[0].splitlines() if found else []
+
+
+def _place(command: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<=<!-- made by {re.escape(command)} -->\n).*?(?=<!-- end -->)", re.DOTALL)

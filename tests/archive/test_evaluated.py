@@ -182,3 +182,56 @@ def test_imports_that_become_conditional(package, worker):
     old += "LIMIT = timedelta(1)\nZONE = None\n"
     new += "        LIMIT = timedelta(2)\n        ZONE = UTC\n"
     there_and_back(package, worker, old, new, "(LIMIT.days, str(ZONE))", (1, "None"), (2, "UTC"))
+
+
+def test_an_import_takes_the_place_of_a_value(package, worker):
+    old = """
+        DIGITS = "0123"
+        ALL = ["x" + digit for digit in DIGITS]
+    """
+    new = """
+        from string import digits as DIGITS, hexdigits
+        ALL = ["x" + digit for digit in DIGITS]
+    """
+    there_and_back(package, worker, old, new, "DIGITS, len(ALL)", ("0123", 4), ("0123456789", 10))
+
+
+def test_a_value_takes_the_place_of_an_import(package, worker):
+    old = "from string import digits as DIGITS\n"
+    there_and_back(package, worker, old, "DIGITS = '01'\n", "DIGITS", "0123456789", "01")
+
+
+def test_somebody_has_changed_what_is_imported_now(package):
+    package.have({M: "DIGITS = '0123'\ndef f(): return DIGITS\n"})
+    m = package.load()
+    m.DIGITS = "mine"
+    patch = package.bind({M: "from string import digits as DIGITS\ndef f(): return DIGITS\n"})
+    assert "it was changed after the module had been imported" in refusal(lp.enable_patch, patch)
+    assert m.f() == "mine"
+
+
+def test_new_code_uses_what_is_new_in_a_module_that_it_has(package):
+    """The names of modules say nothing about who needs whom."""
+    package.have(
+        {"lp_pkg/a.py": "from . import z\nimport lp_pkg.z as other\n", "lp_pkg/z.py": "", M: "from . import a, z\n"}
+    )
+    new_a = """
+        from . import z
+        import lp_pkg.z as other
+        @z.mark
+        def f(): return 1
+        class C(other.Base): pass
+    """
+    new_z = """
+        def mark(function):
+            function.marked = True
+            return function
+        class Base: base = 2
+    """
+    m = package.load()
+    patch = package.bind({"lp_pkg/a.py": new_a, "lp_pkg/z.py": new_z})
+    enabled(patch)
+    assert (m.a.f(), m.a.f.marked, m.a.C.base) == (1, True, 2)
+    disabled(patch)
+    assert not {"f", "C"} & vars(m.a).keys()
+    assert not {"mark", "Base"} & vars(m.z).keys()

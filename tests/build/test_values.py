@@ -44,6 +44,8 @@ def carried(old, new):
         ("x = 1\nx = 2", "x = 2\nx = 1"),
         ("x = 1\nx = 2", "x = 2"),
         ("import x", "x = 1"),
+        ("x = 1", "from a import x"),
+        ("y = 1\nx = [y]", "from a import z as y\nx = [y]"),
     ],
 )
 def test_forms_of_constants(old, new):

@@ -131,7 +131,7 @@ class Lookout:
         return start <= pc < start + length
 
     def _handles_a_signal(self, registers: Any) -> bool:
-        """It is in a signal handler, and has signals blocked for as long: a thread started there would have them blocked
+        """It is in a signal handler, and has signals blocked for as long: a thread started there would have them so
         for ever. At the beginning of one, what the registers tell of a system call is of the one that was interrupted.
         """
         codes = self._processor.restorer_code

@@ -247,6 +247,8 @@ def _needs(source: Source, name: str, node: ast.AST) -> Iterator[str]:
         elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
             owner = cls if inner.value.id in ("self", "cls") else inner.value.id
             yield f"{source.module}:{owner}.{inner.attr}"
+            if source.index is not None:
+                yield from (f"{module}:{inner.attr}" for module in source.index.modules_called(inner.value.id))
         elif isinstance(inner, ast.Import):
             yield from (f"{alias.name}:" for alias in inner.names)
         elif isinstance(inner, ast.ImportFrom):

@@ -82,6 +82,12 @@ def makers(source: Source, key: str, owner: str) -> list[Statement]:
     return [s for s in source.statements(body) if s in chosen or _is_function(s, called)]
 
 
+def imported(source: Source, name: str) -> list[Statement]:
+    """The import of a module by which a name has its value, if that is all that binds it, and no condition decides."""
+    found = [s for s in source.statements(source.tree.body) if name in _set(s) or name in (s.binds() or ())]
+    return found if len(found) == 1 and found[0].alias is not None and not found[0].under else []
+
+
 def deleters(source: Source, key: str) -> list[Statement]:
     """The statements of a module that delete an attribute of a class of it, given as `C.name`."""
     return [s for s in source.statements(source.tree.body) if key in syntax.deleted_attributes(s.node)]

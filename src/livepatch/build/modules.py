@@ -14,6 +14,7 @@ from livepatch.build.classes import compare_classes
 from livepatch.build.deleted import follow_deleted, follow_unset
 from livepatch.build.effects import carry_effect, is_replaced
 from livepatch.build.findings import Findings
+from livepatch.build.groups import imported
 from livepatch.build.members import another_kind, exchange_function, exchange_import
 from livepatch.build.purity import Purity
 from livepatch.build.report import ADDED
@@ -334,6 +335,10 @@ class ModuleRules:
             and exchange_import(self.found, [*self._old_binders(names)], statement)
         ):
             return
+        if self._took_the_place_of_a_value(statement, names):
+            for name in names:
+                self.found.touch(name, statement.line, "imported from elsewhere")
+            return
         if not stays and any(isinstance(old, syntax.DefinitionNode) for old in olds):
             self._refuse_names(names, statement, "it was a function or a class and is now bound to something else")
             return
@@ -345,6 +350,16 @@ class ModuleRules:
         elif self._can_stand(statement, "import"):
             for name in sorted(names):
                 self.found.add(name, statement, "import", "imported from elsewhere; it must be the same object")
+
+    def _took_the_place_of_a_value(self, statement: Statement, names: frozenset[str]) -> bool:
+        """Whether what the module made itself comes from another package now: a value like any other."""
+        if not isinstance(statement.node, ast.ImportFrom) or self.found.world.new.path_of(
+            self.found.new.origin(statement)
+        ):
+            return False
+        olds = [*self._old_binders(names)]
+        plain = all(old.alias is None and not isinstance(old.node, syntax.DefinitionNode) for old in olds)
+        return plain and all([s.alias for s in imported(self.found.new, name)] == [statement.alias] for name in names)
 
     def _old_binders(self, names: frozenset[str]) -> Iterator[Statement]:
         for name in names:

@@ -73,6 +73,10 @@ class Index(ast.NodeVisitor):
         """The last names by which a module may go here."""
         return self._modules.get(module, set()) | {module.rpartition(".")[2]}
 
+    def modules_called(self, name: str) -> Iterator[str]:
+        """The modules that a name may stand for here."""
+        return (module for module, names in self._modules.items() if name in names)
+
     def functions_naming(self, attribute: str, before: set[str]) -> set[str]:
         """The functions, without `<locals>`, that name an attribute of something of these names."""
         return {use.where for last, use in self._attributes.get(attribute, ()) if last in before}

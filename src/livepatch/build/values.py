@@ -31,6 +31,7 @@ from livepatch.build.groups import (
     class_names,
     deleters,
     evaluated_by,
+    imported,
     is_deleted,
     is_function,
     is_quiet,
@@ -175,12 +176,12 @@ class _Values:
 
     def _followers(self, source: Source, item: Item) -> None:
         assert source.index is not None
-        for imported in source.index.imports:
-            if imported.origin == item.found.new.module and imported.name in (item.name, "*") and not imported.inside:
+        for known in source.index.imports:
+            if known.origin == item.found.new.module and known.name in (item.name, "*") and not known.inside:
                 other = self._findings(source)
                 if other is not None:
-                    alias = item.name if imported.name == "*" else imported.alias
-                    touch = Touch(imported.line, f"imported from {item.found.new.module}, and follows it")
+                    alias = item.name if known.name == "*" else known.alias
+                    touch = Touch(known.line, f"imported from {item.found.new.module}, and follows it")
                     self._begin(Item(other, alias, touch, origin=item.id, quiet=item.quiet))
 
     def _depend(self, found: Findings, use: Use, item: Item) -> None:
@@ -408,7 +409,9 @@ class _Values:
 
     def _group(self, item: Item, *, new: bool = True) -> list[Statement]:
         """The statements that give the name its value, in order."""
-        return makers(item.found.new if new else item.found.old, item.key, item.touch.owner)
+        source = item.found.new if new else item.found.old
+        found = makers(source, item.key, item.touch.owner)
+        return found or ([] if item.origin else imported(source, item.key))
 
     def _unfit(self, item: Item) -> str | None:
         """Why the value cannot be evaluated in the live process."""
