@@ -17,6 +17,7 @@ from livepatch.build.findings import Findings
 from livepatch.build.groups import imported
 from livepatch.build.members import another_kind, exchange_function, exchange_import
 from livepatch.build.purity import Purity
+from livepatch.build.registered import lacks_registration
 from livepatch.build.report import ADDED
 from livepatch.build.scopes import Scope
 from livepatch.build.syntax import Statement
@@ -95,6 +96,8 @@ class ModuleRules:
             self.found.refuse(node.name, node.lineno, kind, reason)
         elif node.name in self.scope.old_binders:
             self.found.refuse(node.name, node.lineno, kind, "the name is bound already, and is bound in one more place")
+        elif isinstance(node, ast.ClassDef) and (why := lacks_registration(self.found.world, self.found.new, node)):
+            self.found.refuse(node.name, node.lineno, kind, why)
         elif self._can_stand(statement, kind):
             self.found.add(node.name, statement, kind)
             self.found.note_decorators(node.name, node)
