@@ -223,7 +223,7 @@ def _ways(source: dict[str, Any]) -> Iterator[Callable[[], Step]]:
 def _release(spec: str) -> list[str]:
     match = re.fullmatch(r"\s*([^=<>!~\s]+)\s*==\s*(\S+?)\s*\.\.\s*([^\s.]\S*)\s*", spec)
     if match is None:
-        raise click.UsageError(f"{spec!r} does not name two releases; write PACKAGE==V1..V2.")
+        raise click.UsageError(f"{spec!r} does not name two releases; write {_WAYS}.")
     return list(match.groups())
 
 
