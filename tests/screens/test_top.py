@@ -63,8 +63,12 @@ class Screen:
         return value
 
     async def press(self, *keys):
+        """What answers a question has been done when it is off the screen: until then it gets the next key, too."""
+        answers = len(self.app.screen_stack) == 2 and keys[-1] in ("y", "n", "escape", "enter")
         await self.pilot.press(*keys)
         await self.pilot.pause()
+        if answers:
+            await self.until(lambda: len(self.app.screen_stack) == 1)
 
     async def choose(self, pid):
         """Put the cursor on a process, and wait until all of it is shown."""
