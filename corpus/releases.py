@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ _ASIDE = {"tests", "test", "testing", "conftest", "__main__", "migrations", "bin
 
 def made(lists: Path) -> list[Path]:
     """The folders of the cases of a list, made if they are not there. Raises Failure, with the line that is wrong."""
-    folders = []
+    releases = []
     for number, line in enumerate(lists.read_text().splitlines(), 1):
         words = line.partition("#")[0].split()
         if words and len(words) != 3:
             raise Failure(f"{lists}:{number}: a line names a package, the old version and the new one")
-        if words:
-            folders.append(_folder(*words))
-    return folders
+        releases += [words] if words else []
+    with ThreadPoolExecutor(4) as pool:  # most of it is waiting for the package index
+        return list(pool.map(lambda words: _folder(*words), releases))
 
 
 def _folder(package: str, v1: str, v2: str) -> Path:
