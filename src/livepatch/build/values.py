@@ -152,7 +152,7 @@ class _Values:
 
     def _spread(self, item: Item) -> None:
         found, module = item.found, item.found.new.module
-        typing = item.quiet and is_type(found.new, item.key)  # what is made of types are types
+        typing = item.quiet and self._is_type(item)  # what is made of types are types
         for use in uses(found.new) if not typing else ():
             if _reads(use, item):
                 self._depend(found, use, item)
@@ -172,6 +172,12 @@ class _Values:
                 self._followers(source, item)
         if not item.quiet:
             self._carry_readers(item)
+
+    def _is_type(self, item: Item) -> bool:
+        """Whether it stands for a type, which the module says that makes it, and not one that imports it."""
+        while item.origin:
+            item = self._items[item.origin]
+        return is_type(item.found.new, item.key)
 
     def _followers(self, source: Source, item: Item) -> None:
         assert source.index is not None
