@@ -172,7 +172,9 @@ def test_what_importers_make_of_a_version_follows():
     made = ("p:AGENT", "p:C.agent", "p.use:NAME", "p.use:AGENT")
     assert {change.key for change in found.at_completion} >= set(made)
     assert not found.refused
-    assert [(c.key, "stays as it is" in c.reason) for c in found.notes if c.module == "p.use"] == [("p.use:OPENED", True)]
+    assert [(c.key, "stays as it is" in c.reason) for c in found.notes if c.module == "p.use"] == [
+        ("p.use:OPENED", True)
+    ]
 
 
 def test_what_is_made_of_imported_types_is_left_alone():

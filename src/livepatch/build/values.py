@@ -431,6 +431,8 @@ class _Values:
             tests += [test for test in conditions if test is not None]
         if not scope and not item.touch.owner and item.key in assigned(item.found):
             return "functions give it other values"
+        if not self._is_alone(item.found.new, group, scope):
+            return "another statement stands on its line: they would be run together"
         nodes: list[ast.AST] = [*tests]
         for statement in group:
             value = getattr(statement.node, "value", None)
@@ -441,6 +443,13 @@ class _Values:
             else:
                 nodes += [value] if item.touch.owner and isinstance(value, ast.AST) else [statement.node]
         return Purity(self._world, item.found.new).problem(nodes, names, self._class(item.found.new, scope))
+
+    def _is_alone(self, source: Source, group: list[Statement], scope: str) -> bool:
+        """Whether no other statement begins on the lines of these, by which the live process finds them."""
+        cls = self._class(source, scope)
+        lines = {statement.node.lineno for statement in group}
+        body = source.statements(cls.body if cls is not None else source.tree.body)
+        return all(statement in group for statement in body if statement.node.lineno in lines)
 
     def _class(self, source: Source, path: str) -> ast.ClassDef | None:
         return next(iter(_around(source, path)[-1:]), None)
@@ -488,6 +497,7 @@ class _Values:
             how != MADE_LATE
             and (not touch.owner or bool(deleted))
             and not any(is_function(statement, item.key) for statement in old)  # it is compared as all functions are
+            and self._is_alone(found.old, old, path)
             and Purity(self._world, found.old, new=False, steady=True).problem(
                 nodes, names, self._class(found.old, path)
             )
