@@ -418,3 +418,56 @@ def test_instances_that_have_a_copy_of_all_names_get_the_new_one(package):
     disabled(patch)
     assert n.limit() == 1
     assert [vars(thing) for thing in (n.settings, another, own, other)] == before
+
+
+RELEASE = """
+    from .v import __version__
+    from . import v
+    AGENT = "lp/" + __version__
+    class C:
+        agent = AGENT
+        banner = "lp_{}".format(v.__version__)
+    def f(gate, sent=AGENT): return gate(), sent, AGENT, C.agent, C.banner
+"""
+
+
+def test_what_importers_make_of_a_version_follows_when_the_transition_is_over(package, worker):
+    package.have({M: RELEASE, "lp_pkg/v.py": "__version__ = '1'"})
+    m = package.load()
+    before, of_class = namespace(m), dict(vars(m.C))
+    new = RELEASE.replace("return gate()", "return 'new', gate()")
+    patch = package.bind({M: new, "lp_pkg/v.py": "__version__ = '2'"})
+    entered, (held, _), _, (held_new, _) = in_both_worlds(patch, worker, None, m.f, lambda: m.f(int))
+    old = ("lp/1", "lp/1", "lp/1", "lp_1")
+    assert held[1:] == old
+    assert entered == ("new", 0, "lp/2", *old[1:])  # its default is its own, what describes the release is nobody's
+    assert held_new[:1] == ("new",)
+    assert m.f(int)[1:] == old
+    assert namespace(m) == before
+    assert dict(vars(m.C)) == of_class
+    enabled(patch)
+    assert m.f(int) == ("new", 0, "lp/2", "lp/2", "lp/2", "lp_2")
+    disabled(patch)
+    assert m.f(int)[1:] == old
+
+
+ONE_LINE = """
+    class C: limit = 1
+    class Outer:
+        class D(C): more = C.limit + 1; word = "w"
+    def f(gate): return gate(), C.limit, Outer.D.limit, {0}
+"""
+
+
+@pytest.mark.parametrize("look", ["C().limit", "Outer.D.more"])
+def test_a_class_body_on_the_line_of_its_class(package, worker, look):
+    package.have({M: ONE_LINE.format(look)})
+    m = package.load()
+    before, of_class, of_inner = namespace(m), dict(vars(m.C)), dict(vars(m.Outer.D))
+    new = ONE_LINE.format(look).replace('word = "w"', "").replace("limit = 1", "limit = 5")
+    patch = package.bind({M: new})
+    entered, (held, _), left, (held_new, _) = in_both_worlds(patch, worker, None, m.f, lambda: m.f(int)[1:])
+    first, second = ((1, 1, 1), (5, 5, 5)) if look == "C().limit" else ((1, 1, 2), (5, 5, 6))
+    assert (held[1:], entered, held_new[1:], left) == (first, second, second, first)
+    assert namespace(m) == before
+    assert (dict(vars(m.C)), dict(vars(m.Outer.D))) == (of_class, of_inner)

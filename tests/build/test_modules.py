@@ -161,6 +161,32 @@ def test_importers_of_a_version_follow():
     assert "read by f (p/use.py:3)" in found.at_completion[3].reason
 
 
+def test_what_importers_make_of_a_version_follows():
+    old = {
+        "p/__init__.py": "from .version import __version__\nAGENT = 'p/' + __version__\n"
+        "class C:\n    agent = AGENT\n    def f(self, agent=AGENT): return agent",
+        "p/version.py": "__version__ = '1'",
+        "p/use.py": "from . import __version__ as v, AGENT\nNAME = f'use {v}'\nOPENED = open(v)",
+    }
+    found = report(old, old | {"p/version.py": "__version__ = '2'"})
+    made = ("p:AGENT", "p:C.agent", "p.use:NAME", "p.use:AGENT")
+    assert {change.key for change in found.at_completion} >= set(made)
+    assert not found.refused
+    assert [(c.key, "stays as it is" in c.reason) for c in found.notes if c.module == "p.use"] == [
+        ("p.use:OPENED", True)
+    ]
+
+
+def test_what_is_made_of_imported_types_is_left_alone():
+    old = {
+        "p/__init__.py": "",
+        "p/types.py": "import typing\nT = typing.Union[str, int]",
+        "p/use.py": "from .types import T\nregister(T)\nX = open(T)",
+    }
+    found = report(old, old | {"p/types.py": "import typing\nT = typing.Union[str, bytes]"})
+    assert {change.key for change in found.changes} == {"p.types:T", "p.use:T"}
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -56,3 +56,21 @@ def test_a_class_that_somebody_asks_for_may_not(more):
     other = {"pkg/n.py": "import pkg.m\nX = pkg.m.Missing()\n"}
     old, new = f"{SHOWN}missing = Missing()\n{USE}", f"{ENUM}missing = Missing.X\n{USE}"
     assert report({"pkg/m.py": old, **other}, {"pkg/m.py": new, **other}).refused
+
+
+@pytest.mark.parametrize(
+    ("more", "carried"),
+    [
+        ("def g(x): return x.name if x is missing else 0\n", False),
+        ("def g(x): return missing.value\n", False),
+        ("def g(self): return self.x is missing and self.x.value\n", False),
+        ("def g(x): return 0 if x is missing else x.items\n", True),
+        ("def g(x, y): return y.value if x is missing else 0\n", True),
+    ],
+)
+def test_what_only_a_member_of_an_enumeration_could_answer(more, carried):
+    old, new = f"{SHOWN}missing = Missing()\n{USE}", f"{ENUM}missing = Missing.X\n{USE}{more}"
+    assert (not report(old, new).refused) == carried
+    user = {"pkg/n.py": f"from pkg.m import missing\n{more}"}
+    old, new = f"{SHOWN}missing = Missing()\n{USE}", f"{ENUM}missing = Missing.X\n{USE}"
+    assert (not report({"pkg/m.py": old}, {"pkg/m.py": new, **user}).refused) == carried

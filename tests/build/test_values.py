@@ -206,3 +206,33 @@ def test_who_never_returns_is_not_waited_for():
     found = report(old, old.replace("x = 1", "x = 2"))
     assert [change.name for change in found.functions] == ["g", "h"]
     assert "it never returns" in found.notes[0].reason
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("X = (y := 1) + 1", "X = (y := 2) + 1"),
+        ("X = [y for z in (1, 2) if (y := z)]", "X = [y for z in (1, 2, 3) if (y := z)]"),
+        ("if y := 1:\n    X = y", "if y := 2:\n    X = y"),
+    ],
+)
+def test_what_names_something_in_passing_is_refused(old, new):
+    f = "\ndef f(): return X, y"
+    (refusal,) = refusals(old + f, new + f)
+    assert "constant X" in refusal
+    assert "gives something a name in passing" in refusal
+
+
+def test_what_a_function_names_in_passing_is_its_own():
+    text = "N = 1\ndef h(): return (y := N) + y\nX = h()\ndef f(): return X"
+    assert not refusals(text, text.replace("N = 1", "N = 2"))
+
+
+@pytest.mark.parametrize("text", ["A = 1; go()", "go(); A = 1", "class C: A = 1; B = go()"])
+def test_what_shares_its_line_is_refused(text):
+    go = "L = []\ndef go(): L.append(1)\n"
+    f = "\ndef f(): return A" if "class" not in text else "\ndef f(): return C.A"
+    new = text.replace("A = 1", "A = 2")
+    assert "another statement stands on its line" in " ".join(refusals(go + text + f, go + new + f))
+    apart = new.replace("; ", "\n    " if ":" in new else "\n").replace(": A", ":\n    A")
+    assert not refusals(go + text + f, go + apart + f)

@@ -64,8 +64,12 @@ class Constants:
                 raise refusal(sentence)
 
     def _pieces(self, source: NewSource, lines: tuple[int, ...]) -> list[Piece]:
-        """The statements on these lines."""
-        return list(cut(source.tree.body, lambda node: isinstance(node, ast.stmt) and node.lineno in lines))
+        """The statements on these lines; a class whose body stands on its own line is none of them."""
+
+        def wanted(node: ast.AST) -> bool:
+            return isinstance(node, ast.stmt) and not isinstance(node, ast.ClassDef) and node.lineno in lines
+
+        return list(cut(source.tree.body, wanted))
 
     # -- before the transition -------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ def is_quiet(source: Source, key: str, touch: Touch) -> bool:
 
 
 def is_type(source: Source, key: str) -> bool:
-    """Whether a name stands for a type for annotations; so does one that is imported."""
+    """Whether a name stands for a type for annotations; one that is imported says nothing else."""
     values = [getattr(statement.node, "value", None) for statement in makers(source, key, "")]
     return all(isinstance(value, ast.expr) and syntax.is_type_alias(value) for value in values)
 

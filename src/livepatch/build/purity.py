@@ -125,6 +125,10 @@ class Purity:
             return f"`{_shown(node)}` does more than to compute"
         if isinstance(node, ast.Await | ast.Yield | ast.YieldFrom):
             return f"`{_shown(node)}` does more than to compute"
+        if isinstance(node, ast.NamedExpr):
+            names = {name for frame in self._frames if not frame.is_class for name in frame.names}
+            if node.target.id not in names:
+                return f"`{_shown(node)}` gives something a name in passing"
         if isinstance(node, ast.FunctionDef):
             return self._body([*node.decorator_list, *_defaults(node.args)], own, depth)
         if isinstance(node, ast.Lambda):

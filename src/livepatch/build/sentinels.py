@@ -16,6 +16,9 @@ from livepatch.build.world import NOT_PYTHON, Source, World
 #: What the class of one may define: how it is shown, and that copies are the same.
 _SHOWN = {"__repr__", "__str__", "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__", "__slots__", "__module__"}
 
+#: What a member of an enumeration has, and another object has not.
+_OF_MEMBERS = {"name", "value", "_name_", "_value_"}
+
 
 def is_sentinel(world: World, found: Findings, key: str) -> bool:
     """Whether a name stands for one, before and after, and is compared by identity."""
@@ -25,14 +28,18 @@ def is_sentinel(world: World, found: Findings, key: str) -> bool:
         for value, source in zip(values, (found.old, found.new), strict=True)
     ):
         return False
+    member = isinstance(values[1], ast.Attribute) and not isinstance(values[0], ast.Attribute)
+    compared = False
     for path in world.new.mentioning(key):
         try:
             tree = world.source(path, new=True).tree
         except NOT_PYTHON:
             continue
-        if any(isinstance(node, ast.Compare) and _compares(node, key) for node in ast.walk(tree)):
-            return True
-    return False
+        by_identity = [node for node in ast.walk(tree) if isinstance(node, ast.Compare) and _compares(node, key)]
+        compared |= bool(by_identity)
+        if member and _asks_members(tree, {key, *_compared_with(by_identity)}):
+            return False  # the live one could not answer
+    return compared
 
 
 def makes_sentinels(found: Findings, old: ast.ClassDef, new: ast.ClassDef) -> bool:
@@ -95,6 +102,19 @@ def _is_empty(node: ast.expr) -> bool:
 
 def _names(node: ast.Dict) -> set[object]:
     return {key.value if isinstance(key, ast.Constant) else None for key in node.keys}
+
+
+def _compared_with(nodes: list[ast.Compare]) -> set[str]:
+    """The names that may stand for what some comparisons are about."""
+    return {syntax.last_name(side) for node in nodes for side in (node.left, *node.comparators)}
+
+
+def _asks_members(tree: ast.AST, names: set[str]) -> bool:
+    """Whether something that one of these names stands for is asked for what only members of enumerations have."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in _OF_MEMBERS and syntax.last_name(node.value) in names
+        for node in ast.walk(tree)
+    )
 
 
 def _compares(node: ast.Compare, key: str) -> bool:

@@ -153,7 +153,7 @@ class _Values:
 
     def _spread(self, item: Item) -> None:
         found, module = item.found, item.found.new.module
-        typing = item.quiet and is_type(found.new, item.key)  # what is made of types are types
+        typing = item.quiet and self._is_type(item)  # what is made of types are types
         for use in uses(found.new) if not typing else ():
             if _reads(use, item):
                 self._depend(found, use, item)
@@ -173,6 +173,12 @@ class _Values:
                 self._followers(source, item)
         if not item.quiet:
             self._carry_readers(item)
+
+    def _is_type(self, item: Item) -> bool:
+        """Whether it stands for a type, which the module says that makes it, and not one that imports it."""
+        while item.origin:
+            item = self._items[item.origin]
+        return is_type(item.found.new, item.key)
 
     def _followers(self, source: Source, item: Item) -> None:
         assert source.index is not None
@@ -428,6 +434,8 @@ class _Values:
             tests += [test for test in conditions if test is not None]
         if not scope and not item.touch.owner and item.key in assigned(item.found):
             return "functions give it other values"
+        if not self._is_alone(item.found.new, group, scope):
+            return "another statement stands on its line: they would be run together"
         nodes: list[ast.AST] = [*tests]
         for statement in group:
             value = getattr(statement.node, "value", None)
@@ -438,6 +446,13 @@ class _Values:
             else:
                 nodes += [value] if item.touch.owner and isinstance(value, ast.AST) else [statement.node]
         return Purity(self._world, item.found.new).problem(nodes, names, self._class(item.found.new, scope))
+
+    def _is_alone(self, source: Source, group: list[Statement], scope: str) -> bool:
+        """Whether no other statement begins on the lines of these, by which the live process finds them."""
+        cls = self._class(source, scope)
+        lines = {statement.node.lineno for statement in group}
+        body = source.statements(cls.body if cls is not None else source.tree.body)
+        return all(statement in group for statement in body if statement.node.lineno in lines)
 
     def _class(self, source: Source, path: str) -> ast.ClassDef | None:
         return next(iter(_around(source, path)[-1:]), None)
@@ -485,6 +500,7 @@ class _Values:
             how != MADE_LATE
             and (not touch.owner or bool(deleted))
             and not any(is_function(statement, item.key) for statement in old)  # it is compared as all functions are
+            and self._is_alone(found.old, old, path)
             and Purity(self._world, found.old, new=False, steady=True).problem(
                 nodes, names, self._class(found.old, path)
             )
