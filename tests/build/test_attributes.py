@@ -82,6 +82,9 @@ def test_the_constructor_is_what_is_not_an_overload():
     assert not refusals(old, new)
 
 
+A_KEPT, A_NEW, NOT_A = ", a): self.a = a", ", a):\n        self.a = a\n        ", "2 if not self.a else 0"
+
+
 def given(old_init, new_init, more=""):
     """What the report says live instances get for the attribute `x` of a class with these constructors."""
     methods = f"    def read(self): return 1\n{more}"
@@ -105,9 +108,9 @@ def given(old_init, new_init, more=""):
         (", a): self.a = a", ", a): self.a = a; self.x = a.lower()", "self.a.lower()"),
         (", a): self.a = a", ", a): self.a = a; b = len(a); self.x = b + 1", "len(self.a) + 1"),
         (", a): self.a = a", ", a):\n        self.a = a\n        self.y = 1\n        self.x = self.y", "1"),
-        ("): pass", ", a=0):\n        if a: self.x = 1\n        else: self.x = 2", "1 if 0 else 2"),
+        ("): pass", ", a=0):\n        if a: self.x = 1\n        else: self.x = 2", "2"),
         ("): pass", ", a=0):\n        if a: raise ValueError\n        self.x = 2", "2"),
-        ("): pass", ", a=0):\n        self.x = 1\n        if a:\n            self.x = 2", "2 if 0 else 1"),
+        ("): pass", ", a=0):\n        self.x = 1\n        if a:\n            self.x = 2", "1"),
         # What cannot be told.
         ("): pass", "): self.x = connect()", None),
         (", a): pass", ", a): self.x = a", None),
@@ -150,6 +153,44 @@ def given(old_init, new_init, more=""):
             "):\n        self.x = 1\n        if ask():\n            if ask(): return\n        self.x = 2",
             None,
         ),
+        (
+            "): pass",
+            "):\n        self.x = 1\n        for i in y:\n            if i: return\n        self.x = 2",
+            None,
+        ),
+        ("): pass", "):\n        self.x = 1\n        def f(): return 3\n        self.x = 2", "2"),
+        # A way that ends early, and one that nobody has gone, since it is about a parameter that is new.
+        (A_KEPT, A_NEW + "if a: self.x = 1; return\n        self.x = 2", "1 if self.a else 2"),
+        (A_KEPT, A_NEW + "if a: return\n        self.x = 2", None),
+        (A_KEPT, A_NEW + "self.x = 0\n        if a: return\n        self.x = 2", "0 if self.a else 2"),
+        (A_KEPT, A_NEW + "self.x = 0\n        if not a: pass\n        else: return\n        self.x = 2", NOT_A),
+        (A_KEPT, A_NEW + "self.x = 0\n        if a:\n            if b(): return\n        self.x = 2", None),
+        (
+            A_KEPT,
+            A_NEW + "self.x = 0\n        if a:\n            if b: return\n            raise E\n        self.x = 2",
+            "0 if self.a else 2",
+        ),
+        (A_KEPT, A_NEW + "if a: self.x = 1; return\n        raise E", "1"),
+        (A_KEPT, A_NEW + "if a: raise E\n        else: self.x = 3; return\n        self.x = 4", "3"),
+        ("): pass", ", *, b=None):\n        if not b: self.x = 5; return\n        self.x = b.size", "5"),
+        (
+            "): pass",
+            ", b=None):\n        if b is not None:\n            self.x = b.size\n        else: self.x = 4",
+            "4",
+        ),
+        (
+            "): pass",
+            ", b=()):\n        if b is None or LIMIT: self.x = 1\n        else: self.x = 4",
+            "1 if () is None or LIMIT else 4",
+        ),
+        ("): pass", ", b=(), c=1):\n        if c and not b: self.x = 1\n        else: self.x = LIMIT", "1"),
+        ("): pass", ", b=1, c=1):\n        if b and c: self.x = 1\n        else: self.x = LIMIT", "1"),
+        (
+            "): pass",
+            ", b=LIMIT):\n        if b is None: self.x = 1\n        else: self.x = 4",
+            "1 if LIMIT is None else 4",
+        ),
+        (", b=None): pass", ", b=None):\n        if not b: self.x = 5; return\n        self.x = b.size", None),
     ],
 )
 def test_what_instances_made_before_get(old_init, new_init, value):
