@@ -294,6 +294,38 @@ def test_calls_that_do_nothing_but_compute(call, more, value):
     assert behind(ON, f"{ON}; self.x = {call}", more) == value
 
 
+SETTER = "def put(self): self.x = ask()"
+LINE = "\n        "
+SET_FIRST = [
+    f"if y: self.x = 1{LINE}else: self.put(){LINE}return self.x",
+    f"if y: return 3{LINE}self.x = 1{LINE}return self.x",
+    f"if y: self.x = 1; return self.x{LINE}else: raise E{LINE}return self.x",
+    f"with lock: self.x = 1{LINE}return self.x",
+    f"try: self.x = 1{LINE}except E: return 3{LINE}return self.x",
+    f"try: self.x = 1{LINE}except E: raise{LINE}else: return self.x",
+    f"try: z(){LINE}finally: self.x = 1{LINE}return self.x",
+    f"self.x = 1{LINE}def f(): return self.x{LINE}return f()",
+    f"for i in y:{LINE} self.x = i{LINE} z(self.x)",
+    # What asks for it.
+    f"try: return self.x{LINE}except AttributeError: self.x = 1{LINE}return self.x",
+    f"try: return self.x{LINE}except (KeyError, AttributeError): return 2",
+]
+PERHAPS_SET = [
+    f"if y: self.x = 1{LINE}return self.x",
+    f"if y: self.x = 1; return 3{LINE}return self.x",
+    f"try: self.x = z(){LINE}except E: pass{LINE}return self.x",
+    f"with suppress(E): self.x = z(){LINE}return self.x",
+    f"for i in y: self.x = i{LINE}return self.x",
+    f"while y:{LINE} self.x = 1{LINE} break{LINE}return self.x",
+    f"self.x = 1{LINE}del self.x{LINE}return self.x",
+    f"def f(): self.x = 1{LINE}return self.x",
+    f"match y:{LINE} case 1: self.x = 1{LINE}return self.x",
+    f"try: return self.x{LINE}except Exception: return 2",
+    f"try: z(){LINE}except AttributeError: return self.x",
+    "y.x = 1; return self.x",
+]
+
+
 @pytest.mark.parametrize(
     ("sets", "reads", "carried"),
     [
@@ -309,6 +341,14 @@ def test_calls_that_do_nothing_but_compute(call, more, value):
         ("def put(self):\n        if y: return\n        self.x = ask()", "self.put(); return self.x", False),
         ("def put(self): self.x = yield", "self.put(); return self.x", False),
         ("@other\n    def put(self): self.x = ask()", "self.put(); return self.x", False),
+        # On all ways, or not.
+        ("def put(self):\n        if y: self.x = ask(); return\n        self.x = 1", "self.put(); return self.x", True),
+        ("def put(self):\n        if y: raise E\n        self.x = ask()", "self.put(); return self.x", True),
+        ("def put(self): self.more()\n    def more(self): self.x = ask()", "self.put(); return self.x", True),
+        ("def put(self): self.more()\n    def more(self): self.put()", "self.put(); self.x = self.x", False),
+        ("def put(self): self.x = self.x + 1", "self.put(); return self.x", False),
+        *((SETTER, reads, True) for reads in SET_FIRST),
+        *((SETTER, reads, False) for reads in PERHAPS_SET),
     ],
 )
 def test_a_method_that_calls_first_what_sets_the_attribute(sets, reads, carried):
