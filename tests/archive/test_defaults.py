@@ -96,6 +96,32 @@ def test_a_constructor_that_returns_early_gives_each_what_its_way_would_have(pac
     assert dict(vars(m.C)) == before
 
 
+MADE = """
+class C:
+    @classmethod
+    def make(cls, name):
+        made = cls()
+        made.name = name
+        return made
+    def read(self): return 1
+"""
+
+
+def test_instances_made_by_a_class_method_get_what_it_gives_them_now(package):
+    package.have({M: MADE})
+    m = package.load()
+    one = m.C.make("one")
+    before = dict(vars(m.C))
+    new = MADE.replace("= name\n", "= name\n        made.seen = []\n").replace("return 1", "return self.seen")
+    patch = package.bind({M: new})
+    enabled(patch)
+    one.read().append(1)
+    assert (one.read(), m.C.make("two").read(), m.C().read()) == ([1], [], [])
+    disabled(patch)
+    assert one.read() == 1
+    assert dict(vars(m.C)) == before
+
+
 def test_many_threads_get_the_same_object(package):
     package.have({M: OLD})
     m = package.load()

@@ -405,3 +405,46 @@ def test_an_attribute_that_each_world_sees_in_its_own_form():
     assert "each world sees its own" in " ".join(change.reason for change in report(old, new).functions)
     more = "def g(c): c.x = 5\n"
     assert "starts as" in refusals(old + more, new + more)[0]
+
+
+FACTORY = """class C:
+    __init__ = None
+    @classmethod
+    def make(cls, source, size=1):
+        kept = ask()
+        c = cls.from_other(source)
+        c.name = source
+        {}
+        return c
+    def read(self): return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sets", "value"),
+    [
+        ("c.x = 1", "1"),
+        ("c.x = c.title.lower()", "self.title.lower()"),
+        ("c.x = c.name.lower()", None),
+        ("c.x = 1 if LIMIT else 2", "1 if LIMIT else 2"),
+        ("if c.size: c.x = 1\n        else: c.x = 2", "1 if self.size else 2"),
+        ("c.x = size", None),
+        ("c.x = kept", None),
+        ("c.x = ask()", None),
+        ("c.x = cls.other", None),
+        ("if c.size: c.x = 1", None),
+        ("if c.size: return c\n        c.x = 1", None),
+        ("c.x = []; c.x.append(1)", None),
+        ("c.x = 1\n        del c.x", None),
+        ("c.x = 1; c = c", None),
+        ("c.x = 1\n        return c\n    def put(self): self.x = []", None),
+        (
+            "c.x = 1\n        return c\n    @classmethod\n    def copy(cls, c):\n        d = cls()\n        d.x = 2",
+            None,
+        ),
+    ],
+)
+def test_what_a_class_method_gives_an_instance_that_it_makes(sets, value):
+    found = report(FACTORY.format("pass", "1"), FACTORY.format(sets, "self.x"))
+    texts = [change.reason for change in found.changes if change.name == "C.x" and not found.refused]
+    assert (texts[0].split("`")[1] if texts else None) == value

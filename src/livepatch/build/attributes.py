@@ -15,7 +15,7 @@ import ast
 from collections.abc import Iterator, Sequence
 
 from livepatch.archive.conversion import conversion, has_twins
-from livepatch.archive.defaults import derive, find_class
+from livepatch.archive.defaults import derive, factories, find_class
 from livepatch.archive.format import DefaultEntry, MemberEntry
 from livepatch.build import syntax
 from livepatch.build.findings import Findings
@@ -162,13 +162,17 @@ def known_attributes(cls: ast.ClassDef) -> set[str]:
 
 
 def _stored(cls: ast.ClassDef) -> dict[str, int]:
-    """Attribute that the methods of a class set on their instance -> line."""
+    """Attribute that the methods of a class set on their instance, or on one that they make -> line."""
     found: dict[str, int] = {}
     for method in ast.walk(cls):
         if isinstance(method, syntax.FunctionNode):
             for node in _mentions(method, of_self=True):
                 if isinstance(node.ctx, ast.Store):
                     found.setdefault(node.attr, node.lineno)
+    for _, made, body in factories(cls):
+        for inner in (part for statement in body for part in ast.walk(statement)):
+            if isinstance(inner, ast.Attribute) and _is_set(inner) and getattr(inner.value, "id", "") == made:
+                found.setdefault(inner.attr, inner.lineno)
     return found
 
 
