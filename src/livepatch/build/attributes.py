@@ -19,6 +19,7 @@ from livepatch.archive.defaults import derive, factories, find_class
 from livepatch.archive.format import DefaultEntry, MemberEntry
 from livepatch.build import syntax
 from livepatch.build.findings import Findings
+from livepatch.build.fleeting import needs_no_default
 from livepatch.build.kinship import Kinship
 from livepatch.build.paths import asks_by_trying, reads_unset
 from livepatch.build.report import ADDED, CARRIED, REFUSED, Change
@@ -50,6 +51,10 @@ def check_attributes(modules: Sequence[Findings]) -> None:
             for attribute in sorted(fresh - _of_class(found, name, new)):
                 readers = _readers(modules, found, name, attribute)
                 if readers and is_derived(found, name, (old, new), attribute, stored[attribute]):
+                    continue
+                if readers and needs_no_default(found.world, found.old, old, new, attribute):
+                    reason = "the old release keeps no instance, and new ones do not have it either until it is set"
+                    found.note(f"{name}.{attribute}", stored[attribute], "attribute", reason)
                     continue
                 key = f"{found.new.module}:{name}.{attribute}"
                 for module, where, node in readers:
