@@ -309,6 +309,7 @@ SET_FIRST = [
     # What asks for it.
     f"try: return self.x{LINE}except AttributeError: self.x = 1{LINE}return self.x",
     f"try: return self.x{LINE}except (KeyError, AttributeError): return 2",
+    f"try: y = self.x{LINE}except AttributeError: return 2{LINE}return self.x",
 ]
 PERHAPS_SET = [
     f"if y: self.x = 1{LINE}return self.x",
@@ -321,6 +322,10 @@ PERHAPS_SET = [
     f"def f(): self.x = 1{LINE}return self.x",
     f"match y:{LINE} case 1: self.x = 1{LINE}return self.x",
     f"try: return self.x{LINE}except Exception: return 2",
+    f"try: z(self.x){LINE}except AttributeError: pass",  # `z` may be about another attribute
+    f"try: return self.x.y{LINE}except AttributeError: return 2",
+    f"try: return self.x{LINE}except AttributeError: return self.x",
+    f"try: y = self.x{LINE}except AttributeError: pass{LINE}return self.x",
     f"try: z(){LINE}except AttributeError: return self.x",
     "y.x = 1; return self.x",
 ]

@@ -55,6 +55,9 @@ def test_what_no_instance_has_at_first_where_the_old_release_keeps_none():
         ("old", 'return self.read("a")', "yield self.read(1)"),
         ("old", "@staticmethod\n    def read(text)", "@classmethod\n    def read(cls, text)"),
         ("old", "class Lexer:", "class Lexer(Base):"),
+        # Somebody else makes them, or calls by himself what sets it.
+        ("old", "Lexer().read(text)", "text"),
+        ("new", "Lexer.default().read(text)", "Lexer().read(text)"),
         # A method that instances had before sets it, or others do.
         ("new", "def more(self): return", "def more(self): self.clear(); return"),
         ("new", "def more(self): return", "def more(self): self.by = ask(); return"),

@@ -21,7 +21,7 @@ from livepatch.build import syntax
 from livepatch.build.findings import Findings
 from livepatch.build.fleeting import needs_no_default
 from livepatch.build.kinship import Kinship
-from livepatch.build.paths import asks_by_trying, reads_unset
+from livepatch.build.paths import reads_unset
 from livepatch.build.report import ADDED, CARRIED, REFUSED, Change
 
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
@@ -139,7 +139,7 @@ def _readers(
                 relies = node.name not in _CONSTRUCTORS and reads_unset(cls_node, node, attribute)
             else:
                 relies = elsewhere and _reads(node, attribute, but_own=_is_theirs(module, where, attribute))
-            if relies and not _copes(node, attribute):
+            if relies and not _asks(node, attribute):
                 readers.append((module, where, node))
     return readers
 
@@ -214,10 +214,9 @@ def _mentions(function: syntax.FunctionNode, of_self: bool) -> list[ast.Attribut
     return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
-def _copes(function: syntax.FunctionNode, attribute: str) -> bool:
-    """Whether a function asks for an attribute, by its name or by trying."""
-    asks = any(isinstance(node, ast.Constant) and node.value == attribute for node in ast.walk(function))
-    return asks or asks_by_trying(function, attribute)
+def _asks(function: syntax.FunctionNode, attribute: str) -> bool:
+    """Whether a function names an attribute in a string, to ask whether it is there."""
+    return any(isinstance(node, ast.Constant) and node.value == attribute for node in ast.walk(function))
 
 
 def _reads(function: syntax.FunctionNode, attribute: str, but_own: bool) -> bool:

@@ -4,9 +4,10 @@ A release may turn a class that did all its work in one call, `Lexer().get_token
 by methods that are new. Then new code relies on attributes that no constructor sets, and of which nothing tells what
 they are for an instance that was never set up. No instance needs them, if both of this can be shown:
 
-- The old trees make instances only to call a method of them at once, and no method lets its instance out. So none of
-  their instances outlives the call, and who is in one stays in the old version.
-- Only methods that the old class does not have set the attribute, and no constructor calls one. So an instance that
+- The old trees make instances, but only to call a method of them at once, and no method lets its instance out. So none
+  of their instances outlives the call, and who is in one stays in the old version.
+- Only methods that the old class does not have set the attribute, the new trees call these themselves, and no
+  constructor does. So an instance that
   somebody else has kept is what a new one would be in the same hands: it is not set up, in the new release as well.
 """
 
@@ -36,7 +37,16 @@ def needs_no_default(world: World, source: Source, old: ast.ClassDef, new: ast.C
     inside = sum(_is_store(node, attribute) for node in ast.walk(new))
     if sum(1 for _ in elsewhere) != inside or world.asks_for(attribute):
         return False
-    return _is_closed(old) and _is_fleeting(world, source, old)
+    return _is_closed(old) and _is_fleeting(world, source, old) and _is_set_up(world, new, setting)
+
+
+def _is_set_up(world: World, cls: ast.ClassDef, setting: set[str]) -> bool:
+    """Whether the new trees themselves call what sets the attribute: it is no method that others call at their time."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in setting and syntax.last_name(node.value) == cls.name
+        for other in world.sources_mentioning(cls.name)
+        for node in ast.walk(other.tree)
+    )
 
 
 def _is_store(node: ast.AST, attribute: str) -> bool:
@@ -93,10 +103,17 @@ def _is_fleeting(world: World, source: Source, cls: ast.ClassDef) -> bool:
         return False
     if world.named(source, cls.name, new=False) != [(source, cls)]:
         return False
+    used = False
     for path in world.old.mentioning(cls.name):
         other = world.parsed(path, new=False)
         if other is None or not all(_at_once(other, cls)):
             return False
+        used = used or any(
+            _is_call_on_new(n) and syntax.last_name(n.func.value.func) == cls.name  # type: ignore[attr-defined]
+            for n in ast.walk(other.tree)
+        )
+    if not used:
+        return False  # somebody else makes them, and who knows what for
     for name in syntax.members(cls):
         for path in world.old.mentioning(name) if not syntax.is_special(name) else ():
             other = world.parsed(path, new=False)

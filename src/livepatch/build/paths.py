@@ -2,7 +2,8 @@
 
 A method that sets `self.x` on every way before it reads it needs nothing of older instances: nobody gets in between,
 since both are one call. It is set by an assignment, or by a call of another method of the class that sets it on all its
-own ways. What is set below a condition, in a loop, or in a `try` that goes on after an error may be missing later.
+own ways. What is set below a condition, in a loop, or in a `try` that goes on after an error may be missing later. A
+`try` that does nothing but read it, and catches AttributeError, asks for it.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class _Paths:
         return self._simple(node, known)
 
     def _try(self, node: ast.Try | ast.TryStar, known: bool) -> bool | None:
-        after = self._block(node.body, known)
+        value = getattr(node.body[0], "value", None)
+        reads = isinstance(value, ast.expr) and self._is_it(value) and len(node.body) == 1
+        after = self._block(node.body, known or (reads and any(map(_is_for_missing, node.handlers))))
         if after is not None:
             after = self._block(node.orelse, after)
         for handler in node.handlers:
@@ -143,17 +146,6 @@ class _Paths:
 def _either(one: bool | None, other: bool | None) -> bool | None:
     """What is sure after one way or the other."""
     return other if one is None else one if other is None else one and other
-
-
-def asks_by_trying(function: FunctionNode, attribute: str) -> bool:
-    """Whether a function reads an attribute where it copes with that it is not there: `except AttributeError`."""
-    return any(
-        isinstance(inner, ast.Attribute) and inner.attr == attribute
-        for node in ast.walk(function)
-        if isinstance(node, ast.Try) and any(map(_is_for_missing, node.handlers))
-        for statement in node.body
-        for inner in ast.walk(statement)
-    )
 
 
 def _is_for_missing(handler: ast.ExceptHandler) -> bool:
