@@ -68,6 +68,60 @@ def test_instances_get_their_own_and_keep_it(package):
     assert not hasattr(m.C("four"), "items")
 
 
+def test_a_constructor_that_returns_early_gives_each_what_its_way_would_have(package):
+    package.have({M: OLD})
+    m = package.load()
+    named, unnamed = m.C("one"), m.C("")
+    before = dict(vars(m.C))
+    new = OLD.replace(
+        "def __init__(self, name):\n        super()", "def __init__(self, name, *, user=None):\n        super()"
+    )
+    new = new.replace(
+        "super().__init__(name)\n",
+        """super().__init__(name)
+        if not name:
+            self.size = LIMIT
+            return
+        if user is not None:
+            self.size = user.size
+            return
+        self.size = len(self.name)
+""",
+    )
+    patch = package.bind({M: new.replace("self): return 1", "self): return self.size", 1)})
+    enabled(patch)
+    assert (named.read(), unnamed.read(), m.C("three").read()) == (3, 3, 5)
+    disabled(patch)
+    assert named.read() == 1
+    assert dict(vars(m.C)) == before
+
+
+MADE = """
+class C:
+    @classmethod
+    def make(cls, name):
+        made = cls()
+        made.name = name
+        return made
+    def read(self): return 1
+"""
+
+
+def test_instances_made_by_a_class_method_get_what_it_gives_them_now(package):
+    package.have({M: MADE})
+    m = package.load()
+    one = m.C.make("one")
+    before = dict(vars(m.C))
+    new = MADE.replace("= name\n", "= name\n        made.seen = []\n").replace("return 1", "return self.seen")
+    patch = package.bind({M: new})
+    enabled(patch)
+    one.read().append(1)
+    assert (one.read(), m.C.make("two").read(), m.C().read()) == ([1], [], [])
+    disabled(patch)
+    assert one.read() == 1
+    assert dict(vars(m.C)) == before
+
+
 def test_many_threads_get_the_same_object(package):
     package.have({M: OLD})
     m = package.load()

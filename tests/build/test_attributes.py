@@ -82,6 +82,9 @@ def test_the_constructor_is_what_is_not_an_overload():
     assert not refusals(old, new)
 
 
+A_KEPT, A_NEW, NOT_A = ", a): self.a = a", ", a):\n        self.a = a\n        ", "2 if not self.a else 0"
+
+
 def given(old_init, new_init, more=""):
     """What the report says live instances get for the attribute `x` of a class with these constructors."""
     methods = f"    def read(self): return 1\n{more}"
@@ -105,9 +108,9 @@ def given(old_init, new_init, more=""):
         (", a): self.a = a", ", a): self.a = a; self.x = a.lower()", "self.a.lower()"),
         (", a): self.a = a", ", a): self.a = a; b = len(a); self.x = b + 1", "len(self.a) + 1"),
         (", a): self.a = a", ", a):\n        self.a = a\n        self.y = 1\n        self.x = self.y", "1"),
-        ("): pass", ", a=0):\n        if a: self.x = 1\n        else: self.x = 2", "1 if 0 else 2"),
+        ("): pass", ", a=0):\n        if a: self.x = 1\n        else: self.x = 2", "2"),
         ("): pass", ", a=0):\n        if a: raise ValueError\n        self.x = 2", "2"),
-        ("): pass", ", a=0):\n        self.x = 1\n        if a:\n            self.x = 2", "2 if 0 else 1"),
+        ("): pass", ", a=0):\n        self.x = 1\n        if a:\n            self.x = 2", "1"),
         # What cannot be told.
         ("): pass", "): self.x = connect()", None),
         (", a): pass", ", a): self.x = a", None),
@@ -150,6 +153,44 @@ def given(old_init, new_init, more=""):
             "):\n        self.x = 1\n        if ask():\n            if ask(): return\n        self.x = 2",
             None,
         ),
+        (
+            "): pass",
+            "):\n        self.x = 1\n        for i in y:\n            if i: return\n        self.x = 2",
+            None,
+        ),
+        ("): pass", "):\n        self.x = 1\n        def f(): return 3\n        self.x = 2", "2"),
+        # A way that ends early, and one that nobody has gone, since it is about a parameter that is new.
+        (A_KEPT, A_NEW + "if a: self.x = 1; return\n        self.x = 2", "1 if self.a else 2"),
+        (A_KEPT, A_NEW + "if a: return\n        self.x = 2", None),
+        (A_KEPT, A_NEW + "self.x = 0\n        if a: return\n        self.x = 2", "0 if self.a else 2"),
+        (A_KEPT, A_NEW + "self.x = 0\n        if not a: pass\n        else: return\n        self.x = 2", NOT_A),
+        (A_KEPT, A_NEW + "self.x = 0\n        if a:\n            if b(): return\n        self.x = 2", None),
+        (
+            A_KEPT,
+            A_NEW + "self.x = 0\n        if a:\n            if b: return\n            raise E\n        self.x = 2",
+            "0 if self.a else 2",
+        ),
+        (A_KEPT, A_NEW + "if a: self.x = 1; return\n        raise E", "1"),
+        (A_KEPT, A_NEW + "if a: raise E\n        else: self.x = 3; return\n        self.x = 4", "3"),
+        ("): pass", ", *, b=None):\n        if not b: self.x = 5; return\n        self.x = b.size", "5"),
+        (
+            "): pass",
+            ", b=None):\n        if b is not None:\n            self.x = b.size\n        else: self.x = 4",
+            "4",
+        ),
+        (
+            "): pass",
+            ", b=()):\n        if b is None or LIMIT: self.x = 1\n        else: self.x = 4",
+            "1 if () is None or LIMIT else 4",
+        ),
+        ("): pass", ", b=(), c=1):\n        if c and not b: self.x = 1\n        else: self.x = LIMIT", "1"),
+        ("): pass", ", b=1, c=1):\n        if b and c: self.x = 1\n        else: self.x = LIMIT", "1"),
+        (
+            "): pass",
+            ", b=LIMIT):\n        if b is None: self.x = 1\n        else: self.x = 4",
+            "1 if LIMIT is None else 4",
+        ),
+        (", b=None): pass", ", b=None):\n        if not b: self.x = 5; return\n        self.x = b.size", None),
     ],
 )
 def test_what_instances_made_before_get(old_init, new_init, value):
@@ -253,6 +294,43 @@ def test_calls_that_do_nothing_but_compute(call, more, value):
     assert behind(ON, f"{ON}; self.x = {call}", more) == value
 
 
+SETTER = "def put(self): self.x = ask()"
+LINE = "\n        "
+SET_FIRST = [
+    f"if y: self.x = 1{LINE}else: self.put(){LINE}return self.x",
+    f"if y: return 3{LINE}self.x = 1{LINE}return self.x",
+    f"if y: self.x = 1; return self.x{LINE}else: raise E{LINE}return self.x",
+    f"with lock: self.x = 1{LINE}return self.x",
+    f"try: self.x = 1{LINE}except E: return 3{LINE}return self.x",
+    f"try: self.x = 1{LINE}except E: raise{LINE}else: return self.x",
+    f"try: z(){LINE}finally: self.x = 1{LINE}return self.x",
+    f"self.x = 1{LINE}def f(): return self.x{LINE}return f()",
+    f"for i in y:{LINE} self.x = i{LINE} z(self.x)",
+    # What asks for it.
+    f"try: return self.x{LINE}except AttributeError: self.x = 1{LINE}return self.x",
+    f"try: return self.x{LINE}except (KeyError, AttributeError): return 2",
+    f"try: y = self.x{LINE}except AttributeError: return 2{LINE}return self.x",
+]
+PERHAPS_SET = [
+    f"if y: self.x = 1{LINE}return self.x",
+    f"if y: self.x = 1; return 3{LINE}return self.x",
+    f"try: self.x = z(){LINE}except E: pass{LINE}return self.x",
+    f"with suppress(E): self.x = z(){LINE}return self.x",
+    f"for i in y: self.x = i{LINE}return self.x",
+    f"while y:{LINE} self.x = 1{LINE} break{LINE}return self.x",
+    f"self.x = 1{LINE}del self.x{LINE}return self.x",
+    f"def f(): self.x = 1{LINE}return self.x",
+    f"match y:{LINE} case 1: self.x = 1{LINE}return self.x",
+    f"try: return self.x{LINE}except Exception: return 2",
+    f"try: z(self.x){LINE}except AttributeError: pass",  # `z` may be about another attribute
+    f"try: return self.x.y{LINE}except AttributeError: return 2",
+    f"try: return self.x{LINE}except AttributeError: return self.x",
+    f"try: y = self.x{LINE}except AttributeError: pass{LINE}return self.x",
+    f"try: z(){LINE}except AttributeError: return self.x",
+    "y.x = 1; return self.x",
+]
+
+
 @pytest.mark.parametrize(
     ("sets", "reads", "carried"),
     [
@@ -268,6 +346,14 @@ def test_calls_that_do_nothing_but_compute(call, more, value):
         ("def put(self):\n        if y: return\n        self.x = ask()", "self.put(); return self.x", False),
         ("def put(self): self.x = yield", "self.put(); return self.x", False),
         ("@other\n    def put(self): self.x = ask()", "self.put(); return self.x", False),
+        # On all ways, or not.
+        ("def put(self):\n        if y: self.x = ask(); return\n        self.x = 1", "self.put(); return self.x", True),
+        ("def put(self):\n        if y: raise E\n        self.x = ask()", "self.put(); return self.x", True),
+        ("def put(self): self.more()\n    def more(self): self.x = ask()", "self.put(); return self.x", True),
+        ("def put(self): self.more()\n    def more(self): self.put()", "self.put(); self.x = self.x", False),
+        ("def put(self): self.x = self.x + 1", "self.put(); return self.x", False),
+        *((SETTER, reads, True) for reads in SET_FIRST),
+        *((SETTER, reads, False) for reads in PERHAPS_SET),
     ],
 )
 def test_a_method_that_calls_first_what_sets_the_attribute(sets, reads, carried):
@@ -324,3 +410,46 @@ def test_an_attribute_that_each_world_sees_in_its_own_form():
     assert "each world sees its own" in " ".join(change.reason for change in report(old, new).functions)
     more = "def g(c): c.x = 5\n"
     assert "starts as" in refusals(old + more, new + more)[0]
+
+
+FACTORY = """class C:
+    __init__ = None
+    @classmethod
+    def make(cls, source, size=1):
+        kept = ask()
+        c = cls.from_other(source)
+        c.name = source
+        {}
+        return c
+    def read(self): return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sets", "value"),
+    [
+        ("c.x = 1", "1"),
+        ("c.x = c.title.lower()", "self.title.lower()"),
+        ("c.x = c.name.lower()", None),
+        ("c.x = 1 if LIMIT else 2", "1 if LIMIT else 2"),
+        ("if c.size: c.x = 1\n        else: c.x = 2", "1 if self.size else 2"),
+        ("c.x = size", None),
+        ("c.x = kept", None),
+        ("c.x = ask()", None),
+        ("c.x = cls.other", None),
+        ("if c.size: c.x = 1", None),
+        ("if c.size: return c\n        c.x = 1", None),
+        ("c.x = []; c.x.append(1)", None),
+        ("c.x = 1\n        del c.x", None),
+        ("c.x = 1; c = c", None),
+        ("c.x = 1\n        return c\n    def put(self): self.x = []", None),
+        (
+            "c.x = 1\n        return c\n    @classmethod\n    def copy(cls, c):\n        d = cls()\n        d.x = 2",
+            None,
+        ),
+    ],
+)
+def test_what_a_class_method_gives_an_instance_that_it_makes(sets, value):
+    found = report(FACTORY.format("pass", "1"), FACTORY.format(sets, "self.x"))
+    texts = [change.reason for change in found.changes if change.name == "C.x" and not found.refused]
+    assert (texts[0].split("`")[1] if texts else None) == value

@@ -58,6 +58,7 @@ class Additions:
         self._module = entry.module
         self._removed = entry.removed
         self._source = source
+        self._assigned = frozenset(_assigned(source.tree))
         self._everything = everything
         self._made: list[tuple[_Place, str, Any]] = []
         self._shared: list[tuple[_Place, str, Any]] = []  # made by the patch that this one replaces
@@ -158,12 +159,17 @@ class Additions:
         other.take_back()
 
     def take_back(self) -> None:
-        """Remove what was added, unless somebody has put something else in its place."""
+        """Remove what was added, unless somebody has put something else in its place.
+
+        What the new code itself puts there, an instance that it makes when it is first asked for one, goes as well:
+        else the patch could not be loaded again.
+        """
         self._shared = []
         while self._made:
             place, name, value = self._made.pop()
             self._everything.discard((id(place), name))
-            if vars(place).get(name, _ABSENT) is value:
+            there = vars(place).get(name, _ABSENT)
+            if there is value or (there is not _ABSENT and name in self._assigned):
                 if isinstance(place, type):
                     type.__delattr__(place, name)
                 else:
@@ -228,6 +234,15 @@ def _is_for(added: AddedEntry, node: ast.AST) -> bool:
     if not isinstance(node, ast.stmt) or isinstance(node, ast.Import | ast.ImportFrom):
         return False
     return added.kind == "statement" or added.name.rpartition(".")[2] in set(_bound(node))
+
+
+def _assigned(tree: ast.Module) -> Iterator[str]:
+    """The names to which functions of a module may assign: global ones, and attributes of what may be a class."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield from node.names
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) != "self":
+            yield node.attr
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:

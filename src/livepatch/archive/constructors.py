@@ -84,6 +84,7 @@ class State:
         self.names = names
         self.attributes = attributes
         self.ended = False  # nothing after this is run
+        self.raised = False  # and there is no instance
         self.torn = False  # what comes after this may not be run
 
     def copy(self) -> State:
@@ -111,11 +112,15 @@ class Follower:
         return self.home is not self._cls
 
     def _body(self, body: list[ast.stmt], state: State) -> None:
-        for statement in body:
+        for at, statement in enumerate(body):
             if state.torn:
                 self._forget(statement, state)
-            elif not state.ended:
+            elif state.ended:
+                return
+            elif not isinstance(statement, ast.If):
                 self._statement(statement, state)
+            elif self._if(statement, body[at + 1 :], state):
+                return
 
     def _statement(self, node: ast.stmt, state: State) -> None:
         if isinstance(node, ast.Assign | ast.AnnAssign):
@@ -127,8 +132,6 @@ class Follower:
             before = ast.parse(ast.unparse(node.target), mode="eval").body
             self._forget(node.value, state)
             self._assign(node.target, ast.BinOp(before, node.op, node.value), state)
-        elif isinstance(node, ast.If):
-            self._if(node, state)
         elif isinstance(node, ast.With):
             for item in node.items:
                 self._forget(item, state)
@@ -136,7 +139,7 @@ class Follower:
         elif isinstance(node, ast.Try) and not node.handlers:
             self._body([*node.body, *node.finalbody], state)
         elif isinstance(node, ast.Return | ast.Raise):
-            state.ended = True
+            state.ended, state.raised = True, isinstance(node, ast.Raise)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and self._depth < _DEPTH:
             self._call(node.value, state)
         elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -144,6 +147,8 @@ class Follower:
                 state.names[alias.asname or alias.name.split(".")[0]] = None
         else:
             self._forget(node, state)
+            defines = isinstance(node, FunctionNode | ast.ClassDef)
+            state.torn = not defines and any(isinstance(inner, ast.Return) for inner in ast.walk(node))
 
     def _assign(self, target: ast.expr, value: ast.expr, state: State) -> None:
         known = [(one, self._value(part, state)) for one, part in _apart(target, value)]
@@ -220,24 +225,31 @@ class Follower:
         self.home = outer
         return value
 
-    def _if(self, node: ast.If, state: State) -> None:
+    def _if(self, node: ast.If, rest: list[ast.stmt], state: State) -> bool:
+        """Follow the ways of a condition; true if that included what comes after it, since one of them returns."""
         test = self._value(node.test, state)
-        then, other = state.copy(), state.copy()
+        outcome = None if test is None else _truth(test)
+        if outcome is not None:
+            self._body(node.body if outcome else node.orelse, state)
+            return False
+        then, other = ways = state.copy(), state.copy()
         self._body(node.body, then)
         self._body(node.orelse, other)
-        if then.ended or other.ended:
-            raising = [s for s, body in ((then, node.body), (other, node.orelse)) if s.ended and _raises(body)]
-            left = [s for s in (then, other) if s not in raising]
-            if len(left) == 1 and not left[0].ended:  # the other way leads to no instance
-                state.names, state.attributes = left[0].names, left[0].attributes
-            elif left:
-                state.torn = True
-                self._forget(node, state)
-            return
+        left = [way for way in ways if not way.ended]
+        follows = len(left) == 1 and not any(way.raised for way in ways)
+        if follows:
+            self._body(rest, left[0])
+        leading = [way for way in ways if not way.raised]  # the others lead to no instance
+        if len(leading) < len(ways):
+            way = leading[0] if leading else then
+            state.names, state.attributes = way.names, way.attributes
+            state.ended, state.raised, state.torn = way.ended, way.raised, way.torn
+            return follows
         if then.torn or other.torn:
             state.torn = True
             self._forget(node, state)
-            return
+            return False
+        state.ended, state.torn = then.ended and other.ended, then.ended != other.ended
         for mine, one, two in (
             (state.names, then.names, other.names),
             (state.attributes, then.attributes, other.attributes),
@@ -247,6 +259,7 @@ class Follower:
                 if a is not b:
                     both = a is not None and b is not None and test is not None
                     mine[name] = ast.IfExp(test, a, b) if both else None  # type: ignore[arg-type]
+        return follows
 
     def _is_own(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.self_name
@@ -404,5 +417,23 @@ def bound(node: ast.stmt) -> Iterator[str]:
         yield node.target.id
 
 
-def _raises(body: list[ast.stmt]) -> bool:
-    return bool(body) and isinstance(body[-1], ast.Raise)
+def _truth(test: ast.expr) -> bool | None:
+    """How a condition on what nobody has passed comes out; None if it is not told by literals alone."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = _truth(test.operand)
+        return None if inner is None else not inner
+    if isinstance(test, ast.BoolOp):
+        decisive = isinstance(test.op, ast.Or)
+        outcomes = list(map(_truth, test.values))
+        before = outcomes[: outcomes.index(decisive)] if decisive in outcomes else outcomes
+        return None if None in before else (decisive in outcomes) == decisive
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Is | ast.IsNot):
+        (against,) = test.comparators
+        if isinstance(against, ast.Constant) and against.value is None and _truth(test.left) is not None:
+            is_none = isinstance(test.left, ast.Constant) and test.left.value is None
+            return is_none == isinstance(test.ops[0], ast.Is)
+        return None
+    try:
+        return bool(ast.literal_eval(test))
+    except (ValueError, TypeError):
+        return None

@@ -9,7 +9,8 @@ following the constructor's statements:
 - a parameter that both constructors store in the same attribute is that attribute;
 - a field of a dataclass has its default;
 - an attribute that has become a property is where its value was until now: in the instance;
-- methods that the constructor calls on the instance are part of it.
+- methods that the constructor calls on the instance are part of it;
+- what no constructor sets, but class methods that make an instance and return it, is what all of these give it.
 
 Everything else, a condition on a parameter that nobody has kept, say, has no answer. The builder sees all modules, and
 follows constructors of bases and calls of functions, too (`build.kinship`). What it finds so the loader cannot find by
@@ -23,7 +24,7 @@ nothing any more. Old code never reads the attribute: it does not know the name.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -64,7 +65,39 @@ def derive(
     deleted = any(
         isinstance(n, ast.Attribute) and n.attr == attribute and isinstance(n.ctx, ast.Del) for n in ast.walk(new)
     )
-    return None if deleted else found or _flag(new, attribute)
+    return None if deleted else found or _flag(new, attribute) or _manufactured(new, attribute, kin[1])
+
+
+def factories(cls: ast.ClassDef) -> Iterator[tuple[ast.FunctionDef, str, list[ast.stmt]]]:
+    """The class methods that make something and return it, what they call it, and what they do with it."""
+    for node in cls.body:
+        if isinstance(node, ast.FunctionDef) and [getattr(d, "id", "") for d in node.decorator_list] == ["classmethod"]:
+            last = node.body[-1]
+            name = last.value.id if isinstance(last, ast.Return) and isinstance(last.value, ast.Name) else ""
+            makers = [at for at, statement in enumerate(node.body) if name and name in bound(statement)]
+            if makers:
+                yield node, name, node.body[makers[-1] + 1 :]
+
+
+def _manufactured(cls: ast.ClassDef, attribute: str, kin: Kin) -> ast.expr | None:
+    """What class methods set an attribute to, of an instance that they have made, if it is the same for all."""
+    found: list[ast.expr | None] = []
+    stores = [n for n in ast.walk(cls) if isinstance(n, ast.Attribute) and n.attr == attribute and _is_store(n)]
+    for function, name, body in factories(cls):
+        inside = [node for node in ast.walk(function) if node in stores]
+        if inside:
+            stores = [node for node in stores if node not in inside]
+            known: Known = {n.id: None for n in ast.walk(function) if isinstance(n, ast.Name) and _is_bound(n)}
+            known |= {argument.arg: None for argument in _arguments(function)}
+            known[name] = ast.Name("self", ast.Load())
+            alone = ast.FunctionDef("", ast.parse(f"lambda {name}: 0", mode="eval").body.args, body, [])  # type: ignore[attr-defined]
+            found.append(Follower(cls, alone, known, cls, kin).state.attributes.get(attribute))
+    same = {None if value is None else ast.unparse(value) for value in found}
+    return found[0] if len(same) == 1 and not stores else None
+
+
+def _is_bound(node: ast.Name) -> bool:
+    return not isinstance(node.ctx, ast.Load)
 
 
 def _flag(cls: ast.ClassDef, attribute: str) -> ast.expr | None:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
-from livepatch.archive.constructors import first, method_of
 from livepatch.archive.conversion import conversion, has_twins
-from livepatch.archive.defaults import derive, find_class
+from livepatch.archive.defaults import derive, factories, find_class
 from livepatch.archive.format import DefaultEntry, MemberEntry
 from livepatch.build import syntax
 from livepatch.build.findings import Findings
+from livepatch.build.fleeting import needs_no_default
 from livepatch.build.kinship import Kinship
+from livepatch.build.paths import reads_unset
 from livepatch.build.report import ADDED, CARRIED, REFUSED, Change
 
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
@@ -50,6 +51,10 @@ def check_attributes(modules: Sequence[Findings]) -> None:
             for attribute in sorted(fresh - _of_class(found, name, new)):
                 readers = _readers(modules, found, name, attribute)
                 if readers and is_derived(found, name, (old, new), attribute, stored[attribute]):
+                    continue
+                if readers and needs_no_default(found.world, found.old, old, new, attribute):
+                    reason = "the old release keeps no instance, and new ones do not have it either until it is set"
+                    found.note(f"{name}.{attribute}", stored[attribute], "attribute", reason)
                     continue
                 key = f"{found.new.module}:{name}.{attribute}"
                 for module, where, node in readers:
@@ -130,43 +135,13 @@ def _readers(
     for module in modules:
         for where, node in _brought_in(module):
             own = module is found and where.startswith(cls + ".")
-            if own and (node.name in _CONSTRUCTORS or _is_set_first(cls_node, node, attribute)):
-                continue
-            theirs = not own and elsewhere and _is_theirs(module, where, attribute)
-            if (own or elsewhere) and _reads(node, attribute, of_self=own, of_others=theirs):
+            if own:
+                relies = node.name not in _CONSTRUCTORS and reads_unset(cls_node, node, attribute)
+            else:
+                relies = elsewhere and _reads(node, attribute, but_own=_is_theirs(module, where, attribute))
+            if relies and not _asks(node, attribute):
                 readers.append((module, where, node))
     return readers
-
-
-def _is_set_first(cls: ast.ClassDef | None, function: syntax.FunctionNode, attribute: str) -> bool:
-    """Whether a method, before it names an attribute, calls another one that sets it in any case."""
-    for statement in function.body:
-        value = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
-        called = value.value if isinstance(value, ast.Await) else value
-        if any(isinstance(node, ast.Attribute) and node.attr == attribute for node in ast.walk(statement)):
-            return False
-        if cls is not None and isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute):
-            setter = method_of(cls, called.func.attr)
-            is_async = isinstance(setter, ast.AsyncFunctionDef)
-            own = isinstance(called.func.value, ast.Name) and called.func.value.id == first(function)
-            if own and setter is not None and is_async == (called is not value) and _sets(setter, attribute):
-                return True
-    return False
-
-
-def _sets(method: syntax.FunctionNode, attribute: str) -> bool:
-    """Whether who has called a method can be sure that it has set an attribute of its instance."""
-    if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(method)):
-        return False
-    for statement in method.body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
-            for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
-                own = isinstance(target, ast.Attribute) and target.attr == attribute
-                if own and ast.unparse(target) == f"{first(method)}.{attribute}":
-                    return True
-        if any(isinstance(node, ast.Return) for node in ast.walk(statement)):
-            return False
-    return False
 
 
 def _is_theirs(found: Findings, where: str, attribute: str) -> bool:
@@ -192,13 +167,17 @@ def known_attributes(cls: ast.ClassDef) -> set[str]:
 
 
 def _stored(cls: ast.ClassDef) -> dict[str, int]:
-    """Attribute that the methods of a class set on their instance -> line."""
+    """Attribute that the methods of a class set on their instance, or on one that they make -> line."""
     found: dict[str, int] = {}
     for method in ast.walk(cls):
         if isinstance(method, syntax.FunctionNode):
             for node in _mentions(method, of_self=True):
                 if isinstance(node.ctx, ast.Store):
                     found.setdefault(node.attr, node.lineno)
+    for _, made, body in factories(cls):
+        for inner in (part for statement in body for part in ast.walk(statement)):
+            if isinstance(inner, ast.Attribute) and _is_set(inner) and getattr(inner.value, "id", "") == made:
+                found.setdefault(inner.attr, inner.lineno)
     return found
 
 
@@ -235,17 +214,14 @@ def _mentions(function: syntax.FunctionNode, of_self: bool) -> list[ast.Attribut
     return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
-def _reads(function: syntax.FunctionNode, attribute: str, of_self: bool, of_others: bool = False) -> bool:
-    """Whether a function relies on an attribute: neither asks for it first nor sets it first.
+def _asks(function: syntax.FunctionNode, attribute: str) -> bool:
+    """Whether a function names an attribute in a string, to ask whether it is there."""
+    return any(isinstance(node, ast.Constant) and node.value == attribute for node in ast.walk(function))
 
-    If asked, only that of its own instance counts, or only that of others.
-    """
-    own = {id(node) for node in _mentions(function, of_self=True)} if of_others else set()
-    mentions = [node for node in _mentions(function, of_self) if node.attr == attribute and id(node) not in own]
-    if not mentions:
-        return False
-    nodes = list(ast.walk(function))
-    if any(isinstance(node, ast.Constant) and node.value == attribute for node in nodes):
-        return False
-    updated = {id(node.target) for node in nodes if isinstance(node, ast.AugAssign)}
-    return not isinstance(mentions[0].ctx, ast.Store) or id(mentions[0]) in updated
+
+def _reads(function: syntax.FunctionNode, attribute: str, but_own: bool) -> bool:
+    """Whether a function relies on an attribute of whatever object, its own instance perhaps excepted."""
+    own = {id(node) for node in _mentions(function, of_self=True)} if but_own else set()
+    mentions = [node for node in _mentions(function, of_self=False) if node.attr == attribute and id(node) not in own]
+    updated = {id(node.target) for node in ast.walk(function) if isinstance(node, ast.AugAssign)}
+    return bool(mentions) and (not isinstance(mentions[0].ctx, ast.Store) or id(mentions[0]) in updated)
