@@ -111,16 +111,21 @@ def test_a_template_is_no_module():
     ],
 )
 def test_what_may_be_imported_is_no_template(new):
-    tree = {"pkg/a.py": "def g(): return 1", "pkg/tpl.py": TEMPLATE}
+    tree = {"pkg/a.py": MAKER.format("'/'"), "pkg/tpl.py": TEMPLATE}
     assert report(tree, tree | {"pkg/tpl.py": new}).refused
 
 
 @pytest.mark.parametrize("user", ["import pkg.tpl", "def late():\n    from . import tpl", "from .tpl import os"])
 def test_a_template_that_somebody_imports(user):
-    tree = {"pkg/a.py": user, "pkg/tpl.py": TEMPLATE}
+    tree = {"pkg/a.py": user, "pkg/b.py": MAKER.format("'/'"), "pkg/tpl.py": TEMPLATE}
     assert report(tree, tree | {"pkg/tpl.py": FILLED}).refused
 
 
 def test_a_template_that_somebody_gives_its_names():
-    tree = {"pkg/a.py": "import builtins\nbuiltins.__HOME__ = '/'", "pkg/tpl.py": TEMPLATE}
+    tree = {"pkg/a.py": "import builtins\nsetattr(builtins, '__HOME__', '/')", "pkg/tpl.py": TEMPLATE}
+    assert report(tree, tree | {"pkg/tpl.py": FILLED}).refused
+
+
+def test_a_name_that_nobody_fills_in_is_a_mistake():
+    tree = {"pkg/a.py": "def g(): return 1", "pkg/tpl.py": TEMPLATE}
     assert report(tree, tree | {"pkg/tpl.py": FILLED}).refused

@@ -286,15 +286,18 @@ class World:
         )
 
     def unfilled(self, module: str) -> str | None:
-        """A name that nothing binds, and without which the new version of a module cannot be imported."""
+        """A name that nothing binds, without which the new version of a module cannot be imported, and that another
+        module has as a string, as what fills it in does."""
         path = self.new.path_of(module)
         source = None if path is None else self.parsed(path, new=True)
         try:
             name = None if source is None else missing_name(source)
         except NOT_PYTHON:
             return None
+        if name is None or all(other == path for other in self.new.mentioning(name, STRING)):
+            return None
         # Somebody may put it where all modules find it.
-        if name is None or any(b"builtins" in other.content for other in self._mentioning(name)):
+        if any(b"builtins" in other.content for other in self._mentioning(name)):
             return None
         return name
 
