@@ -21,6 +21,24 @@ def test_the_patch_refuses_where_the_module_is_loaded(package):
     fit.bind(archive)
 
 
+def test_a_template_stays_a_file(package):
+    """What fills it in is patched; where somebody has imported the old one all the same, the patch refuses to load."""
+    old = "def g(text): return text.replace('__HOME__', '/')\n"
+    package.have({M: old, "lp_pkg/tpl.py": "class C(int): pass\nHOME = '__HOME__'"})
+    module = package.load()
+    new = {M: old.replace("'/'", "repr('/')"), "lp_pkg/tpl.py": "class C(str): pass\nHOME = __HOME__"}
+    archive = package.archive(new)
+    assert archive.manifest.absent == ("lp_pkg.tpl",)
+    patch = package.bind(new)
+    enabled(patch)
+    assert module.g("HOME = __HOME__") == "HOME = '/'"
+    assert "lp_pkg.tpl" not in sys.modules
+    disabled(patch)
+    assert module.g("HOME = __HOME__") == "HOME = /"
+    package.load("lp_pkg.tpl")
+    assert "'lp_pkg.tpl' is imported here, and the patch does not carry" in refusal(fit.bind, archive, dry=True)
+
+
 def test_the_patch_refuses_where_the_program_runs(package, monkeypatch):
     package.have({M: "def g(): return 1\n", "lp_pkg/__main__.py": "class C(int): pass"})
     package.load()

@@ -74,3 +74,58 @@ def test_what_cannot_be_carried_in_a_program():
     user = {"pkg/b.py": "from pkg.__main__ import f"}
     assert report(tree | user, new | user).refused
     assert report({"__main__.py": OLD}, {"__main__.py": NEW}).refused, "who knows what that is"
+
+
+TEMPLATE = "import os\nos.environ['HOME'] = '__HOME__'\n"
+FILLED = "import os\nos.environ['HOME'] = __HOME__\n"
+MAKER = "def make(text): return text.replace('__HOME__', {})"
+
+
+def test_a_template_is_no_module():
+    """It is read and filled in, and cannot be imported: nothing binds what it names."""
+    tree = {"pkg/a.py": MAKER.format("'/'"), "pkg/tpl.py": TEMPLATE}
+    found = report(tree, {"pkg/a.py": MAKER.format("repr('/')"), "pkg/tpl.py": FILLED})
+    assert not found.refused
+    assert [change.key for change in found.functions] == ["pkg.a:make"]
+    assert found.absent == ["pkg.tpl"]
+    assert any("nothing binds __HOME__" in change.reason for change in found.set_aside)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        "__HOME__ = '/'\n" + FILLED,
+        FILLED + "def __HOME__(): pass",
+        FILLED + "def set_home():\n    global __HOME__\n    __HOME__ = 1",
+        "from os.path import *\n" + FILLED,
+        "globals().update(__HOME__='/')\n" + FILLED,
+        "import builtins\nbuiltins.__HOME__ = '/'\n" + FILLED,
+        "import sys\nvars(sys.modules[__name__])['__HOME__'] = '/'\n" + FILLED,
+        "import os\nos.environ['HOME'] = os.sep or __HOME__",
+        "import os\nos.environ['HOME'] = os.sep if os.name else __HOME__",
+        "import os\nos.environ['HOME'] = (lambda: __HOME__) and 'x'",
+        "import os\ntry:\n    os.environ['HOME'] = __HOME__\nexcept NameError: pass",
+        "import os\nif os.name == 'nt':\n    os.environ['HOME'] = __HOME__",
+        "import os\nos.environ['HOME'] = _('home')",
+        "import os\nos.environ['HOME'] = __file__ + __name__",
+    ],
+)
+def test_what_may_be_imported_is_no_template(new):
+    tree = {"pkg/a.py": MAKER.format("'/'"), "pkg/tpl.py": TEMPLATE}
+    assert report(tree, tree | {"pkg/tpl.py": new}).refused
+
+
+@pytest.mark.parametrize("user", ["import pkg.tpl", "def late():\n    from . import tpl", "from .tpl import os"])
+def test_a_template_that_somebody_imports(user):
+    tree = {"pkg/a.py": user, "pkg/b.py": MAKER.format("'/'"), "pkg/tpl.py": TEMPLATE}
+    assert report(tree, tree | {"pkg/tpl.py": FILLED}).refused
+
+
+def test_a_template_that_somebody_gives_its_names():
+    tree = {"pkg/a.py": "import builtins\nsetattr(builtins, '__HOME__', '/')", "pkg/tpl.py": TEMPLATE}
+    assert report(tree, tree | {"pkg/tpl.py": FILLED}).refused
+
+
+def test_a_name_that_nobody_fills_in_is_a_mistake():
+    tree = {"pkg/a.py": "def g(): return 1", "pkg/tpl.py": TEMPLATE}
+    assert report(tree, tree | {"pkg/tpl.py": FILLED}).refused

@@ -21,7 +21,9 @@ from livepatch.build.modules import compare_modules
 from livepatch.build.report import ABSENT, NOTED, REFUSED, Change, Report
 from livepatch.build.sources import Files, Tree, module_name
 from livepatch.build.values import carry_values
-from livepatch.build.world import NOT_PYTHON, World, is_program
+from livepatch.build.world import NOT_PYTHON, World, is_aside, is_program
+
+_UNUSED = "no service imports this module"
 
 
 def compare(old: Files | Tree, new: Files | Tree) -> Report:
@@ -71,8 +73,9 @@ def _set_aside(world: World, changes: list[Change]) -> list[Change]:
     """What cannot be carried in a module that no service imports is no reason to refuse the rest.
 
     Such a module is not carried at all, and the patch refuses to load in a process that has imported it. Whoever
-    imports it later gets what is on disk then. The same is true of a `__main__` that is only run as a program, but its
-    statements are like the block below `if __name__ == "__main__"`: where it runs, it has been started.
+    imports it later gets what is on disk then. So it is with a template, which nobody can import. The same is true of
+    a `__main__` that is only run as a program, but its statements are like the block below
+    `if __name__ == "__main__"`: where it runs, it has been started.
     """
     changes = [_started(world, change) for change in changes]
     refused = {change.module for change in changes if change.fate == REFUSED and change.kind != "extension"}
@@ -81,7 +84,9 @@ def _set_aside(world: World, changes: list[Change]) -> list[Change]:
     for change in changes:
         if change.module in aside:
             why = f" ({change.reason})" if change.fate == REFUSED else ""
-            reason = f"no service imports this module; the patch refuses to load where one has{why}"
+            name = None if is_aside(change.module) or is_program(change.module) else world.unfilled(change.module)
+            what = f"a template: no module imports it, and nothing binds {name}" if name else _UNUSED
+            reason = f"{what}; the patch refuses to load where one has{why}"
             change = replace(change, fate=ABSENT, reason=reason, hint="", entry=None, needs=frozenset())
         set_aside.append(change)
     return set_aside

@@ -450,9 +450,9 @@ class _Values:
     def _is_alone(self, source: Source, group: list[Statement], scope: str) -> bool:
         """Whether no other statement begins on the lines of these, by which the live process finds them."""
         cls = self._class(source, scope)
-        lines = {statement.node.lineno for statement in group}
+        lines = {statement.node.lineno: statement.node for statement in group}
         body = source.statements(cls.body if cls is not None else source.tree.body)
-        return all(statement in group for statement in body if statement.node.lineno in lines)
+        return all(lines.get(statement.node.lineno, statement.node) is statement.node for statement in body)
 
     def _class(self, source: Source, path: str) -> ast.ClassDef | None:
         return next(iter(_around(source, path)[-1:]), None)

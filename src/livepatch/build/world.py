@@ -25,6 +25,7 @@ from livepatch.build.functions import Version
 from livepatch.build.moves import Moves
 from livepatch.build.reads import Index
 from livepatch.build.sources import ATTRIBUTE, CLASS, FUNCTION, GAP, STRING, Tree, module_name
+from livepatch.build.templates import missing_name
 from livepatch.core.codes import Definition, definitions, global_names
 
 if TYPE_CHECKING:
@@ -275,14 +276,30 @@ class World:
         ]
 
     def is_beside(self, module: str) -> bool:
-        """Whether a module is for tests or documentation, or a program, and no module that is not imports it."""
-        if not is_aside(module) and not is_program(module):
+        """Whether a module is for tests or documentation, a program or a template, and no other module imports it."""
+        if not is_aside(module) and not is_program(module) and self.unfilled(module) is None:
             return False
         return not any(
             source.index is None or source.index.imports_module(module)
             for source in self._mentioning(module.rpartition(".")[2])
             if not is_aside(source.module)
         )
+
+    def unfilled(self, module: str) -> str | None:
+        """A name that nothing binds, without which the new version of a module cannot be imported, and that another
+        module has as a string, as what fills it in does."""
+        path = self.new.path_of(module)
+        source = None if path is None else self.parsed(path, new=True)
+        try:
+            name = None if source is None else missing_name(source)
+        except NOT_PYTHON:
+            return None
+        if name is None or all(other == path for other in self.new.mentioning(name, STRING)):
+            return None
+        # Somebody may put it where all modules find it.
+        if any(b"builtins" in other.content for other in self._mentioning(name)):
+            return None
+        return name
 
     def inherits(self, source: Source, cls: ast.ClassDef, name: str) -> bool:
         """Whether a class of the old tree is known to inherit a name from a base."""
