@@ -116,6 +116,10 @@ def test_an_import_from_elsewhere_is_left_to_the_loader():
     found = report(old, old.replace("ImportError", "ModuleNotFoundError"))
     assert [(c.kind, c.name) for c in found.added] == [("import", "a")]
     assert "must be the same object" in found.added[0].reason
+    found = report(old, "from b import a\ndef f(): return a")
+    assert [(c.kind, c.name, c.reason) for c in found.added] == [
+        ("import", "a", "imported from elsewhere; it must be the same object")
+    ]
 
 
 def test_an_import_of_something_that_moved_and_is_another_now_is_refused():

@@ -361,7 +361,7 @@ class ModuleRules:
         ):
             return False
         olds = [*self._old_binders(names)]
-        plain = all(old.alias is None and not isinstance(old.node, syntax.DefinitionNode) for old in olds)
+        plain = not any(_imports(old.node) or isinstance(old.node, syntax.DefinitionNode) for old in olds)
         return plain and all([s.alias for s in imported(self.found.new, name)] == [statement.alias] for name in names)
 
     def _old_binders(self, names: frozenset[str]) -> Iterator[Statement]:

@@ -3,8 +3,8 @@
     base = bin_dir[: -len(__BIN_NAME__) - 1]
 
 What cannot be imported, since its own statements need a name that nothing binds, is live in no process; and that is
-meant where another module has the name as a string. Names that come from elsewhere (`exec`, `globals()`, `import *`, what
-somebody puts into `builtins`) leave the question open.
+meant where another module has the name as a string. Names that come from elsewhere (`exec`, `globals()`, `import *`,
+what somebody puts into `builtins`) leave the question open.
 """
 
 from __future__ import annotations
