@@ -15,6 +15,7 @@ OLD, NEW = "class C(int): pass\ndef f(): return 1\n", "print('refused')\nclass C
         "pkg/test_m.py",
         "pkg/sub/testing/__init__.py",
         "pkg/pytest_plugin.py",
+        "pkg/migrations/0002_more.py",
     ],
 )
 def test_a_module_that_no_service_imports(path):

@@ -443,6 +443,8 @@ _ASIDE = {
     "pytest_plugin",
 }
 _ASIDE |= {"bench", "benchmark", "benchmarks", "demo", "demos", "sample", "samples"}
+#: Steps from one form of a database to the next, which the program that takes them finds in a folder.
+_ASIDE |= {"migrations"}
 _TESTS = re.compile(r"test_.*|.*_tests?")
 
 
