@@ -30,6 +30,7 @@ from livepatch.archive.pieces import (
     run_code,
     with_values,
 )
+from livepatch.archive.registrations import Registrations
 from livepatch.core import codes
 from livepatch.core.carriers import functions_of
 
@@ -62,6 +63,7 @@ class Additions:
         self._everything = everything
         self._made: list[tuple[_Place, str, Any]] = []
         self._shared: list[tuple[_Place, str, Any]] = []  # made by the patch that this one replaces
+        self._registrations = Registrations()
         self._given: list[tuple[CodeType, CodeType]] = []  # code of functions with changed values in it, and as written
         found: set[AddedEntry] = set()
 
@@ -122,6 +124,9 @@ class Additions:
         Raises what the new statements raise.
         """
         self._given = []
+        ran: list[CodeType] = []
+        values: list[Any] = []
+        tables = self._registrations.snapshot(module) if any(_may_note(piece) for piece in self._pieces) else []
         try:
             for piece in self._pieces:
                 place = owner(piece, module)
@@ -129,15 +134,19 @@ class Additions:
                 if place is not None:
                     code = compiled(self._source, [piece])
                     given = with_values(code, constants.values)
+                    ran.append(given)
                     self._given += changed_functions(code, given)
                     for name, value in run_code(given, [piece], module, constants.values).items():
+                        values += [] if isinstance(piece.statement, ast.Import | ast.ImportFrom) else [value]
                         there = vars(place).get(name, _ABSENT)
                         if self._replace and (id(place), name) not in self._everything and _alike(there, value):
                             self._shared.append((place, name, there))
                         elif there is not value:
                             self._check_free(place, name)
                             self._bind(place, name, value)
+            self._registrations.note(tables, ran, values)
         except BaseException:
+            self._registrations.note(tables, ran, values)
             self.take_back()
             raise
 
@@ -156,6 +165,7 @@ class Additions:
         self._made += self._shared
         self._shared = []
         other._made = [made for made in other._made if (id(made[0]), made[1]) not in shared]
+        self._registrations.take_over(other._registrations)
         other.take_back()
 
     def take_back(self) -> None:
@@ -165,6 +175,7 @@ class Additions:
         else the patch could not be loaded again.
         """
         self._shared = []
+        self._registrations.take_back()
         while self._made:
             place, name, value = self._made.pop()
             self._everything.discard((id(place), name))
@@ -223,6 +234,16 @@ def _unstarred(body: list[ast.stmt], entry: ObjectEntry) -> list[ast.stmt]:
             node = like(node, names=[ast.copy_location(ast.alias(name), node) for name in names] or node.names)
         found.append(node)
     return found
+
+
+def _may_note(piece: Piece) -> bool:
+    """Whether something that a statement calls may note what it makes."""
+    return any(
+        isinstance(node, ast.Call)
+        or (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.decorator_list)
+        or (isinstance(node, ast.ClassDef) and (node.bases or node.keywords))
+        for node in ast.walk(piece.statement)
+    )
 
 
 def _is_for(added: AddedEntry, node: ast.AST) -> bool:

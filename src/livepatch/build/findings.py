@@ -169,7 +169,8 @@ class Findings:
         """Say which decorators of something new do more than to wrap it, perhaps."""
         for decorator in node.decorator_list:
             if syntax.last_name(decorator) not in WRAPPERS:
-                reason = f"its decorator `{ast.unparse(decorator)}` runs when the patch is loaded, and is not undone"
+                did = f"its decorator `{ast.unparse(decorator)}` runs when the patch is loaded"
+                reason = f"{did}; only what it notes in tables of its package is undone"
                 self.note(name, decorator.lineno, "decorator", reason)
 
     def compare_functions(self, prefix: str, pair: Pair, scope: Scope, conditional: bool = False) -> None:
