@@ -7,8 +7,8 @@ they are for an instance that was never set up. No instance needs them, if both 
 - The old trees make instances, but only to call a method of them at once, and no method lets its instance out. So none
   of their instances outlives the call, and who is in one stays in the old version.
 - Only methods that the old class does not have set the attribute, the new trees call these themselves, and no
-  constructor does. So an instance that
-  somebody else has kept is what a new one would be in the same hands: it is not set up, in the new release as well.
+  constructor does. So an instance that somebody else has kept is what a new one would be in the same hands: it is not
+  set up, in the new release as well.
 """
 
 from __future__ import annotations
