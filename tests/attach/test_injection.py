@@ -7,6 +7,7 @@ for only when the script has run.
 
 import ast
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tests.agent.targets import Target, eventually
 
 from livepatch.attach.injector import Injector
 from livepatch.attach.injector import command as helper
-from livepatch.attach.processes import examine
+from livepatch.attach.processes import NoAccess, examine
 
 PLAIN = [getattr(sys, "_base_executable", sys.executable)]
 
@@ -422,6 +423,7 @@ def test_a_main_thread_that_has_the_lock_of_the_pending_calls_and_not_the_gil(tm
         say("healthy")
         while not ran: time.sleep(0.01)
         say("ran")
+        hear()  # a note that the first attempt left in its last instant may have come first
     """
     with Target(script, command=PLAIN, arguments=(str(tmp_path / "add.so"),)) as target:
         assert target.hear() == "ready"
@@ -434,3 +436,16 @@ def test_a_main_thread_that_has_the_lock_of_the_pending_calls_and_not_the_gil(tm
         if not done:
             running_one.inject()
         assert target.hear() == "ran"
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_who_has_ended_meanwhile_is_said_to(reaped, tmp_path):
+    with Target("say('ready')\nhear()", command=PLAIN) as target:
+        assert target.hear() == "ready"
+        running_one = Running(target, tmp_path)
+        target.process.kill()
+        os.waitid(os.P_PID, target.pid, os.WEXITED | os.WNOWAIT)
+        if reaped:
+            target.process.wait()
+        with pytest.raises(NoAccess, match=f"^Process {target.pid} ended during the attach[.]$"):
+            running_one.inject()

@@ -125,9 +125,9 @@ class Injection:
 
     def run(self) -> None:
         """Returns when the thread has been started in the target. Raises Refusal, or what the checkpoint raises."""
-        if problem := self._processor.problem(self._thread.status()):
-            raise Refusal(errno.ENOSYS, f"Process {self.pid} {problem}; start it with `livepatch run -- ...`.")
         try:
+            if problem := self._processor.problem(self._thread.status()):
+                raise Refusal(errno.ENOSYS, f"Process {self.pid} {problem}; start it with `livepatch run -- ...`.")
             with closing(Memory(self.pid)) as self._memory:
                 self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX,))
                 self._lookout = Lookout(self._thread, self._memory, self._python, self._processor)
