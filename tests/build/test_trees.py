@@ -95,6 +95,19 @@ def test_what_was_compiled_anew_from_the_same_source_is_noted(source, generated)
     assert refusals(old, old | {f"p/{source}": "2", f"p/{generated}": "2"})
 
 
+def test_a_module_beside_a_package_of_its_name_is_a_leftover():
+    """Wheels are built in folders that have been used before; Python imports the package."""
+    old = {"p/__init__.py": "", "p/m/__init__.py": "def f(): return 1", "p/m/a.py": ""}
+    new = old | {"p/m/__init__.py": "def f(): return 2", "p/m.py": "def f(): return 3"}
+    for one, other in ((old, new), (new, old)):
+        found = report(one, other)
+        assert not found.refused
+        assert [(c.module, c.name) for c in found.functions] == [("p.m", "f")]
+    assert "it was a module and is now a package" in " ".join(
+        refusals({"p/m.py": "def f(): return 1"}, {"p/m/__init__.py": "def f(): return 2"})
+    )
+
+
 def test_new_and_gone_modules():
     found = report({"p/m.py": "", "p/gone.py": ""}, {"p/m.py": "", "p/new.py": ""})
     assert [(c.module, c.fate) for c in found.changes] == [("p.gone", "note"), ("p.new", "note")]

@@ -95,6 +95,8 @@ class Tree:
                 tree.python[inside] = content
             elif not _TYPES_ONLY.search(inside):
                 tree.data[inside] = content
+        for path in [path for path in tree.python if path.removesuffix(".py") + "/__init__.py" in tree.python]:
+            tree.outside[path] = tree.python.pop(path)  # a leftover: Python takes the package of this name
         return tree
 
     def module_names(self) -> set[str]:
