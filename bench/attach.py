@@ -64,7 +64,8 @@ def attach(quick: bool) -> list[Row]:
 @contextmanager
 def _target(folder: Path, does: str, *prepared: str) -> Iterator[int]:
     program = f"import service; print('ready', flush=True)\n{does}"
-    command = [*prepared, sys.executable, "-c", program]
+    # Not of our own environment: nobody has installed livepatch beside a process that nobody has prepared.
+    command = [*prepared, sys._base_executable, "-c", program]  # type: ignore[attr-defined]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, env=environment()) as process:
         try:
             assert process.stdout is not None
