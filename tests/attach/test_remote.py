@@ -3,14 +3,16 @@
 import contextlib
 import fcntl
 import os
+import signal
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.agent.targets import Target, eventually
 
-from livepatch.attach import bundle, entry
+from livepatch.attach import bundle, entry, remote
 from livepatch.attach.injector import Injector
 from livepatch.core import cpython
 from livepatch.core.model import LivepatchError
@@ -138,6 +140,7 @@ def test_a_main_thread_that_waits_lets_it_in(wait, method):
 
 
 WAITING = """
+    sys.stderr = sys.stdout  # where the interpreter would complain, before it says anything else
     say("ready")
     gone = threading.Event()
     threading.Thread(target=lambda: (hear(), gone.set())).start()
@@ -172,6 +175,47 @@ def test_a_request_that_nobody_reads_any_more_is_cleared_away_by_the_next_agent(
     with running(BUSY) as another:
         entry.attach(another.pid).close()
         assert files_of(target.pid) == []
+
+
+#: What an interpreter that asks may come to in the middle: does the target have the request?
+ENDS = {
+    "killed": ("os.kill(os.getpid(), 9)", True),
+    "killed before": ("os.kill(os.getpid(), 9)", False),
+    "slow": ("import time; time.sleep(1000)", True),
+    "refuses": ("1 / 0", False),
+}
+
+
+@needs_remote_exec
+@pytest.mark.parametrize("ends", ENDS)
+def test_one_that_may_have_been_asked_finds_its_script(ends, monkeypatch):
+    """Else it would complain to the errors of the program, whenever it comes by."""
+    what, asked = ENDS[ends]
+    asks = remote._HELPER if asked else "import sys"
+    monkeypatch.setattr(remote, "_HELPER", f"{asks}\nimport os\n{what}")
+    monkeypatch.setattr(remote, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(remote, "_ENDS", 0.1)
+    with running(WAITING) as target:
+        refused(target.pid, method="remote_exec")
+        assert len(files_of(target.pid)) == (ends != "refuses")
+        target.say()
+        assert target.hear() == "went on"
+        if asked:
+            eventually(lambda: files_of(target.pid) == [])
+
+
+@needs_remote_exec
+def test_ctrl_c_does_not_come_between_a_request_and_its_script(monkeypatch):
+    """Neither the one that a terminal sends to all, nor ours: what has just begun is awaited."""
+    monkeypatch.setattr(remote, "_HELPER", f"import time; time.sleep(0.5)\n{remote._HELPER}")
+    with running(WAITING) as target:
+        timer = threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            entry.attach(target.pid, method="remote_exec")
+        target.say()
+        assert target.hear() == "went on"
+        eventually(lambda: files_of(target.pid) == [])
 
 
 def test_a_sleep_that_may_not_be_shortened_is_named_and_gets_its_time():

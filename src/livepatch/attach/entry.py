@@ -180,10 +180,9 @@ def _ask(process: Process, files: Files, only_way: bool) -> bool:
     """Whether the interpreter could be asked to run the script. Raises LivepatchError if that is the only way."""
     files.write(files.request, bundle.request(files).encode())
     try:
-        remote.request(process, files.inside(files.request))
-    except BaseException as error:
-        files.remove(files.request)
-        if only_way or not isinstance(error, LivepatchError):
+        remote.request(process, files.inside(files.request), lambda: files.remove(files.request))
+    except LivepatchError:
+        if only_way:
             raise
         return False
     return True
