@@ -1,8 +1,10 @@
 """An attach whose time is over when the process has begun to let the agent in, and is slow with the rest."""
 
 import errno
+import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tests.agent.targets import PATIENCE, Target, eventually
@@ -28,6 +30,16 @@ sys.meta_path.insert(0, Slow())
 say("ready")
 hear()
 go.set()
+hear()
+"""
+
+
+#: As soon as the agent listens, C code keeps the interpreter to itself for longer than the rest of the attach's time.
+BUSY = """
+import ctypes, os, sys, time
+say("ready")
+while not os.path.exists(sys.argv[1].format(os.getpid())): time.sleep(0.001)
+ctypes.PyDLL(None).usleep(4_000_000)
 hear()
 """
 
@@ -82,3 +94,12 @@ def test_it_is_not_waited_for_without_end(slow, tmp_path, monkeypatch):
 
     with eventually(agent) as client:
         assert client.call("list") == []
+
+
+def test_an_agent_that_listens_is_given_time_to_answer(monkeypatch):
+    socket = f"/tmp/livepatch-{os.geteuid()}/{{}}.sock"
+    with Target(BUSY, command=PLAIN, arguments=(socket,)) as target:
+        assert target.hear() == "ready"
+        monkeypatch.setattr(entry, "time", Clock(Path(socket.format(target.pid)), [PATIENCE - 2]))
+        with entry.attach(target.pid, timeout=PATIENCE) as client:
+            assert client.call("list") == []

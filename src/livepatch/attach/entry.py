@@ -158,7 +158,7 @@ def _await_agent(
             looks += 1
             if left <= 0 or looks % _THOROUGH == 0 or any(map(os.path.exists, likely)):
                 with suppress(NotPrepared):
-                    return Client(process.pid, timeout=max(left, 1.0))
+                    return Client(process.pid, timeout=max(left, _ARRIVES))  # it is there, and may be slow to answer
             failure = files.read(files.failure)
             if failure:
                 raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
