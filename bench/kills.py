@@ -158,7 +158,7 @@ def _one(what: str, name: str, target: Sequence[str], span: float) -> Outcome:
         said = command.end()
         if what == "disk":
             os.unlink(f"/proc/{running.pid}/root/tmp/full")
-        problem = _after_the_target(running, helpers) if what == "target" else _after(running)
+        problem = _after_the_target(running, helpers, said) if what == "target" else _after(running)
         if said == "hung" or "Traceback" in said or said.count("\n"):
             problem = f"the command: {said}; {problem}"
         elif not problem and what != "target" and (left := _left(tmp, running.pid)) - {f"{running.pid}.sock"}:
@@ -178,11 +178,17 @@ def _after(running: Running) -> str:
     return "; ".join(filter(None, (again, "" if fate == "healthy" else f"{fate}: {harm}")))
 
 
-def _after_the_target(running: Running, helpers: set[int]) -> str:
-    """Who or what is left of an attach to a target that was killed."""
+def _after_the_target(running: Running, helpers: set[int], said: str) -> str:
+    """Who or what is left of an attach to a target that was killed.
+
+    One that was attached to has a socket, and if its main thread has not come by since, a request that takes itself
+    away when it does. Killed, it takes neither away; the next agent does.
+    """
     if not _eventually(lambda: not any(map(_runs, helpers))):
         return "a helper runs for ever"
     left = _left(places.directory_of(os.geteuid()), running.pid) - {f"{running.pid}.sock"}
+    if said == "status 0":
+        left = {name for name in left if not name.endswith(".request.py")}
     return f"left behind: {left}" if left else ""
 
 

@@ -18,6 +18,7 @@ from tests.agent.targets import Target
 
 from livepatch.attach import bundle, compiled, entry, injection
 from livepatch.attach.processes import require_python
+from livepatch.core.model import LivepatchError
 
 #: The interpreter outside of any virtual environment: it finds no livepatch.
 PLAIN = [getattr(sys, "_base_executable", sys.executable), "-E"]
@@ -300,6 +301,48 @@ def test_nothing_is_imported_before_forks_wait(tmp_path):
     there.touch()
     subprocess.run([*PLAIN, "-I", "-S", "-c", begin + line + wait], check=True, timeout=PATIENCE)
     assert there.read_text() == "imported set()"
+
+
+def test_a_module_of_the_programs_that_has_the_name_of_one_that_is_needed(tmp_path):
+    """The command hears of it, the agent goes on to answer, and the program notices nothing."""
+    (tmp_path / "ast.py").write_text("raise ImportError('our own ast')\n")
+    patch = tmp_path / "fix.livepatch"
+    patch.write_bytes(b"PK")
+    script = f"""
+        sys.stderr = sys.stdout
+        sys.path.insert(0, {str(tmp_path)!r})
+        assert "ast" not in sys.modules
+        say("ready")
+        hear()
+        say("fine")
+        hear()
+    """
+    with running(script, PLAIN) as target:
+        with entry.attach(target.pid) as client:
+            for _ in range(2):
+                with pytest.raises(LivepatchError, match="The agent failed with ImportError: our own ast"):
+                    client.send_file("load", patch)
+                assert client.call("list") == []
+        target.say()
+        assert target.hear() == "fine"
+
+
+@pytest.mark.parametrize(
+    ("script", "before", "said"),
+    [
+        ("1 / 0", "", "division by zero"),
+        (None, "", ""),  # it was taken back
+        ("", "import builtins; builtins.__import__ = None", ""),
+    ],
+)
+def test_what_keeps_the_script_from_running_is_said_to_us_and_not_to_the_program(script, before, said, tmp_path):
+    path, failure = tmp_path / "a.py", tmp_path / "a.failed"
+    failure.touch()
+    if script is not None:
+        path.write_text(script)
+    line = injection._LINE.format(injection._RUN.format(str(path), 1, None))
+    done = subprocess.run([*PLAIN, "-I", "-S", "-c", f"{before}\n{line}"], capture_output=True, check=True)
+    assert (done.stderr, failure.read_text()) == (b"", said)
 
 
 def test_it_needs_no_thread_of_gevents(tmp_path):

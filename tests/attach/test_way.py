@@ -333,6 +333,33 @@ def test_a_stopped_one(sleeper):
     assert into(sleeper.pid)
 
 
+@pytest.mark.parametrize("hard", [64, 4096])
+def test_one_that_has_no_descriptor_left(hard):
+    """What the sentence says to do is enough, whatever the limit that it cannot raise itself."""
+    script = f"""
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))
+        try:
+            while True: os.dup(0)
+        except OSError: say("ready")
+        hear()
+    """
+    with Target(script) as target:
+        target.hear()
+        short, sentence = refused(target.pid)
+        assert short == "open files"
+        remedy = f"prlimit --pid {target.pid} --nofile=128:{128 if hard == 64 else ''}"
+        assert sentence == (
+            f"Process {target.pid} has 64 files open and may have 64, which leaves no room for the agent's socket; let"
+            f" it have more with `{remedy}` and try again."
+        )
+        with pytest.raises(LivepatchError, match="no room for the agent"):
+            entry.attach(target.pid)
+        if subprocess.run(remedy.split(), capture_output=True).returncode and hard == 64:
+            return  # whoever may attach may not always raise this (CAP_SYS_RESOURCE)
+        entry.attach(target.pid).close()
+
+
 def test_a_zombie():
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)

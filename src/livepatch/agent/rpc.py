@@ -103,8 +103,11 @@ def _error(error: BaseException) -> dict[str, Any]:
     else:
         code, number = INTERNAL_ERROR, errno.EIO
         sentence = f"The agent failed with {type(error).__name__}: {error}"
-        import traceback  # most agents never need it
+        try:
+            import traceback  # most agents never need it
 
-        data["traceback"] = "".join(traceback.format_exception(error))
+            data["traceback"] = "".join(traceback.format_exception(error))
+        except Exception:  # a program may have a module of its own that goes by the name of what it needs
+            pass
     data.update(errno=number, symbol=errno.errorcode.get(number, str(number)), sentence=sentence)
     return {"code": code, "message": sentence, "data": data}

@@ -294,7 +294,8 @@ class Agent:
         exempt_thread(ident)
         named = threading.get_ident() == ident  # not so if somebody has replaced the threads by greenlets
         if named:
-            _name_this_thread("livepatch")
+            with suppress(Exception):  # of a `threading` that the program has changed, and nothing depends on it
+                _name_this_thread("livepatch")
         going = True
         while going:
             try:
@@ -309,7 +310,8 @@ class Agent:
         # The next thread may get the same ident, and is somebody else's.
         exempt_threads.discard(ident)
         if named:
-            threading.current_thread()._delete()  # type: ignore[attr-defined]
+            with suppress(Exception):
+                threading.current_thread()._delete()  # type: ignore[attr-defined]
 
     def _goes_on(self) -> bool:
         with self._pausing:

@@ -181,6 +181,13 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any",
     def hold_forks_up() -> None:
         posix.register_at_fork(before=before_fork, after_in_child=in_child)
 
+    def imported(name: str) -> bool:
+        try:
+            __import__(name)
+        except Exception:  # of a module of the program's, say, that has the name of one that this needs
+            return False
+        return True
+
     def give_up() -> None:
         for name in finder.names():
             if finder.brought(name):
@@ -214,11 +221,12 @@ def arrive(modules: "dict[str, CodeType | bytes]", threads: "Any", clock: "Any",
             give_up()
             raise
         if finder.brought("livepatch"):
-            for name in finder.names():
-                __import__(name)
+            missing = [name for name in finder.names() if not imported(name)]
+            if missing:  # whoever needs one of them hears the reason
+                return
         modules.clear()
-    finally:
         go()
+    finally:
         turns.end()
         arriving.clear()
         under_way.release()

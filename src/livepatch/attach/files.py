@@ -29,7 +29,7 @@ class Files:
         self.bundle = f"{stem}.agent"
         self.script = f"{stem}.py"
         self.request = f"{stem}.request.py"
-        self.failure = f"{stem}.failed"
+        self.failure = f"{stem}.failed"  # `injection` knows this from the script's name
         self._process = process
         self._user = owner(process.pid)
         self._uid = process.inner_owner[0]

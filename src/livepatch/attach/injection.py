@@ -65,10 +65,16 @@ _DATA = struct.Struct("<16s4I8Q")
 _STATE, _QUEUED, _RESULT = 16, 20, 32
 _WAITING, _STARTED = 0, 1
 
-#: What the thread runs, in a namespace of its own. A script that is gone was taken back.
-_LINE = "__import__('builtins').exec({0!a}, {{'__name__': 'livepatch.attach'}})\n"
+#: What the thread runs, in a namespace of its own: this one is that of `__main__`, and an error would be printed there.
+_LINE = """\
+try:
+    __import__('builtins').exec({0!a}, {{'__name__': 'livepatch.attach'}})
+except BaseException:
+    pass
+"""
 #: Nothing here may import what is not there in every interpreter, see `arrival`. Calls that may have to wait for the
-#: GIL are as few as can be.
+#: GIL are as few as can be. A script that is gone was taken back; what else keeps it from running is written beside it,
+#: where `files` has a file for that.
 _RUN = """\
 def script():
     import posix
@@ -83,8 +89,14 @@ try:
         import _signal
         _signal.pthread_sigmask(_signal.SIG_SETMASK, {2})
     exec(script, {{'__name__': 'livepatch.attach', 'main_thread': {1}}})
-except BaseException:
+except FileNotFoundError:
     pass
+except BaseException as error:
+    try:
+        with open({0!a}[:-3] + ".failed", "r+") as file:
+            file.write(str(error) or type(error).__name__)
+    except BaseException:
+        pass
 """
 
 

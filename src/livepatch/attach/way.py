@@ -28,6 +28,8 @@ PROCESSORS = ("x86_64", "aarch64")
 _ELF_NAMES = {3: "i386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 _CAP_SYS_PTRACE = 19
+#: Descriptors that the agent has open at the same time, at most: to arrive, and with a few clients.
+_DESCRIPTORS = 8
 _YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 _PREPARE = "start it with `livepatch run -- ...`"
 
@@ -52,6 +54,7 @@ def into(process: Process, method: str = AUTO) -> tuple[str, ...]:
     _require_interpreter(process)
     _require_permission(process)
     _require_running(process, fields)
+    _require_descriptors(process)
     if sentence := seccomp.forbids(process.pid, trust=method != AUTO):
         raise NoWay(errno.EPERM, "seccomp", sentence)
     found, refusals = [], []
@@ -145,6 +148,31 @@ def _require_running(process: Process, fields: dict[str, str]) -> None:
             errno.EAGAIN,
             "stopped",
             f"Process {pid} is stopped by {tracer(fields)}, which traces it; let it go on there and try again.",
+        )
+
+
+def _require_descriptors(process: Process) -> None:
+    """It may open as many files as the agent needs, a socket among them."""
+    pid = process.pid
+    try:
+        with open(f"/proc/{pid}/limits") as file:
+            soft, hard = next(line.split()[3:5] for line in file if line.startswith("Max open files"))
+        if soft == "unlimited":
+            return
+        # Linux 6.2 and newer has the number of all descriptors as the size, which is quicker if there are many.
+        if 0 < os.stat(f"/proc/{pid}/fd").st_size <= int(soft) - _DESCRIPTORS:
+            return
+        taken = sum(int(name) < int(soft) for name in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return
+    if taken > int(soft) - _DESCRIPTORS:
+        enough = int(soft) + 64
+        limits = f"{enough}:" if hard == "unlimited" or int(hard) >= enough else f"{enough}:{enough}"
+        raise NoWay(
+            errno.EMFILE,
+            "open files",
+            f"Process {pid} has {taken} files open and may have {soft}, which leaves no room for the agent's socket; let"
+            f" it have more with `prlimit --pid {pid} --nofile={limits}` and try again.",
         )
 
 
