@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import sys
 import threading
@@ -175,6 +176,55 @@ def test_a_request_that_nobody_reads_any_more_is_cleared_away_by_the_next_agent(
     with running(BUSY) as another:
         entry.attach(another.pid).close()
         assert files_of(target.pid) == []
+
+
+SEVERAL = """
+    import time
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    sys.stderr = sys.stdout
+    another = interpreters.create()
+    busy = "import time\\nwhile True: time.sleep(0.001)"
+    run = getattr(interpreters, "run_string", None) or interpreters.exec
+    threading.Thread(target=run, args=(another, busy), daemon=True).start()
+    def where(): return "old"
+    say("ready")
+    while where() == "old": {waits}
+    say(where(), __name__)
+    hear()
+"""
+
+
+@pytest.mark.parametrize("waits", ["time.sleep(0.001)", "pass"])
+def test_of_several_interpreters_it_is_the_main_one(waits, tmp_path):
+    patch = tmp_path / "fix.py"
+    patch.write_text(
+        "import livepatch as lp\n__livepatch__ = lp.Patch('', [lp.Object(None, [lp.Func('where', lambda: 'new')])])\n"
+    )
+    with running(SEVERAL.format(waits=waits)) as target:
+        with entry.attach(target.pid, timeout=30) as client:
+            assert client.send_file("load", patch)["enabled"]
+        assert target.hear() == "new __main__"
+        target.process.kill()
+
+
+def test_one_that_can_start_no_thread_says_so_to_us_only(method):
+    script = """
+        import resource, time
+        sys.stderr = sys.stdout
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
+        say("ready")
+        for _ in range(300): time.sleep(0.01)
+        say("fine")
+        hear()
+    """
+    with running(script) as target:
+        _, sentence = refused(target.pid, timeout=30, method=method)
+        assert re.search("cannot start a thread|can't start new thread", sentence)
+        assert target.hear() == "fine"
 
 
 #: What an interpreter that asks may come to in the middle: does the target have the request?

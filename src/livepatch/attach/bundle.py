@@ -63,17 +63,30 @@ del livepatch_attach
 """
 
 #: What the interpreter is asked to read, which it may do hours later: it takes itself away, and does nothing if the
-#: script has been taken back. It must exist then, or the interpreter complains.
+#: script has been taken back. It must exist then, or the interpreter complains, as it does about any error.
+#:
+#: Where there are several interpreters in the process, the newest is asked (seen in 3.14 and 3.15). It is not the one
+#: that has the program's modules, and leaves it to the other way.
 _REQUEST = """\
 def livepatch_attach():
-    import os
     try:
-        os.unlink({request!r})
-        with open({script!r}, "rb") as file:
-            script = file.read()
-    except OSError:
-        return
-    exec(script, {{"__name__": "livepatch.attach"}})
+        import _interpreters, posix
+        posix.unlink({request!r})
+        if _interpreters.get_current()[0] == _interpreters.get_main()[0]:
+            file = posix.open({script!r}, posix.O_RDONLY)
+            try:
+                script = posix.read(file, 1 << 16)
+            finally:
+                posix.close(file)
+            exec(script, {{"__name__": "livepatch.attach"}})
+    except FileNotFoundError:
+        pass
+    except BaseException as error:
+        try:
+            with open({failure!r}, "r+") as file:
+                file.write(str(error) or type(error).__name__)
+        except BaseException:
+            pass
 livepatch_attach()
 del livepatch_attach
 """
@@ -103,4 +116,5 @@ def script(process: Process, files: Files, size: int) -> str:
 
 
 def request(files: Files) -> str:
-    return _REQUEST.format(request=files.inside(files.request), script=files.inside(files.script))
+    inside = {name: files.inside(getattr(files, name)) for name in ("request", "script", "failure")}
+    return _REQUEST.format(**inside)

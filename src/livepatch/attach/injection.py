@@ -80,7 +80,7 @@ def script():
     import posix
     file = posix.open({0!a}, posix.O_RDONLY)
     try:
-        return posix.read(file, 1 << 20)
+        return posix.read(file, 1 << 16)
     finally:
         posix.close(file)
 try:

@@ -6,8 +6,8 @@ and nobody is told.
 It insists on the same version at both ends. If ours is another, the target's own executable does it, inside the
 target's root and pid namespace if those are not ours.
 
-Where that interpreter is killed, or takes too long, nobody knows whether the target has the request. One that has it and
-finds no script complains to the program's own errors, so then the script has to stay where it is.
+Where that interpreter is killed, or takes too long, nobody knows whether the target has the request. One that has it
+and finds no script complains to the program's own errors, so then the script has to stay where it is.
 """
 
 from __future__ import annotations

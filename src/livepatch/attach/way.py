@@ -171,8 +171,8 @@ def _require_descriptors(process: Process) -> None:
         raise NoWay(
             errno.EMFILE,
             "open files",
-            f"Process {pid} has {taken} files open and may have {soft}, which leaves no room for the agent's socket; let"
-            f" it have more with `prlimit --pid {pid} --nofile={limits}` and try again.",
+            f"Process {pid} has {taken} files open and may have {soft}, which leaves no room for the agent's socket;"
+            f" let it have more with `prlimit --pid {pid} --nofile={limits}` and try again.",
         )
 
 
