@@ -190,14 +190,22 @@ SEVERAL = """
     run = getattr(interpreters, "run_string", None) or interpreters.exec
     threading.Thread(target=run, args=(another, busy), daemon=True).start()
     def where(): return "old"
+    done = threading.Event()
+    def watch():
+        while where() == "old": time.sleep(0.001)
+        done.set()
+    threading.Thread(target=watch).start()
     say("ready")
-    while where() == "old": {waits}
+    {waits}
+    while where() == "old": time.sleep(0.001)  # this thread may be the last to move
     say(where(), __name__)
     hear()
 """
 
+WHILE = ["done.wait()", "while not done.is_set(): time.sleep(0.001)", "while not done.is_set(): pass"]
 
-@pytest.mark.parametrize("waits", ["time.sleep(0.001)", "pass"])
+
+@pytest.mark.parametrize("waits", WHILE)
 def test_of_several_interpreters_it_is_the_main_one(waits, tmp_path):
     patch = tmp_path / "fix.py"
     patch.write_text(

@@ -37,6 +37,9 @@ _AWAKE = 0.05
 #: to nothing while the process and the helper need the machine, but every so many for it anywhere, and the process.
 _LOOK, _THOROUGH = 0.005, 10
 
+#: How often it is looked where a main thread sits that the helper stops now and then.
+_LOOKS = 20
+
 #: What a main thread may wait in: how the kernel's name for the place begins, and what that means.
 _WAITS = {
     "futex": "for a lock or another thread",
@@ -197,10 +200,15 @@ def _busy(process: Process, timeout: float) -> str:
 
 def _blocked(process: Process, timeout: float) -> str:
     """Where the main thread sits, and what to do about it."""
-    try:
-        place = Path(f"/proc/{process.pid}/task/{process.pid}/wchan").read_text().strip("0\n")
-    except OSError:
-        place = ""
+    place = ""
+    for _ in range(_LOOKS):
+        try:
+            place = Path(f"/proc/{process.pid}/task/{process.pid}/wchan").read_text().strip("0\n")
+        except OSError:
+            break
+        if place != "ptrace_stop":  # by our helper, for a moment
+            break
+        time.sleep(_LOOK)
     meaning = next((what for start, what in _WAITS.items() if place.startswith(start)), None)
     if meaning:
         where = f"is blocked in a system call, waiting {meaning}"

@@ -49,9 +49,12 @@ from .where import Lookout
 
 _NEEDED = (
     "Py_AddPendingCall", "Py_Version", "Py_IsInitialized", "PyGILState_Check", "PyGILState_Ensure",
-    "PyGILState_Release", "PyRun_SimpleString", "PyThread_start_new_thread", "PyThread_get_thread_ident",
+    "PyGILState_GetThisThreadState", "PyGILState_Release", "PyRun_SimpleString", "PyThread_start_new_thread",
+    "PyThread_get_thread_ident",
 )  # fmt: skip
 _MUTEX = "PyMutex_Lock"  # from 3.13 on
+#: Whose turn it is in the process, or from 3.12 on the state of the thread itself if that has the GIL.
+_CURRENT = ("PyThreadState_GetUnchecked", "_PyThreadState_UncheckedGet")  # from 3.13 on, and before
 
 #: Seconds that an interpreter may take to start.
 _STARTS = 1.0
@@ -141,7 +144,7 @@ class Injection:
             if problem := self._processor.problem(self._thread.status()):
                 raise Refusal(errno.ENOSYS, f"Process {self.pid} {problem}; start it with `livepatch run -- ...`.")
             with closing(Memory(self.pid)) as self._memory:
-                self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX,))
+                self._python = find_python(self._memory, self._processor.elf_machine, _NEEDED, (_MUTEX, *_CURRENT))
                 self._lookout = Lookout(self._thread, self._memory, self._python, self._processor)
                 restorer = self._find_code()
                 self._borrowing = Borrowing(self._thread, self._memory, self._processor, restorer)
@@ -239,7 +242,7 @@ class Injection:
                 self._prepare()
             if not self._call("Py_IsInitialized") & 0xFFFFFFFF:
                 return self._not_initialized()
-            holds_gil = self._call("PyGILState_Check") & 0xFFFFFFFF != 0
+            holds_gil = self._holds_gil()
             if place.visit and (place.answers or not holds_gil):
                 self._visit()
             elif place.waits and holds_gil:
@@ -252,6 +255,17 @@ class Injection:
             if place.or_interrupted is not None and not self._borrowing.away and self._borrowing.signals_wait():
                 self._thread.set_registers(place.or_interrupted)
         return 0
+
+    def _holds_gil(self) -> bool:
+        """Whether the main thread does.
+
+        From when a second interpreter is made on, PyGILState_Check says so of every thread. What is asked then may be
+        wrong about a thread that runs another interpreter and waits with the GIL: ours would have to wait for it.
+        """
+        if not self._call("PyGILState_Check") & 0xFFFFFFFF:
+            return False
+        current = next((name for name in _CURRENT if name in self._python.addresses), None)
+        return current is None or self._call(current) == self._call("PyGILState_GetThisThreadState")
 
     def _helping(self) -> bool:
         """Whether the interpreter shall see to it, which has been asked and perhaps only needs to be woken."""
