@@ -253,6 +253,36 @@ def test_another_user(sleeper):
     assert as_nobody(look) == str(("user 0", sentence))
 
 
+def with_capability_only(number):
+    """Become an ordinary user who has kept this capability of root's."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(8, 1, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
+    os.setgid(65534)
+    os.setuid(65534)
+    bit = 1 << number
+    assert libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", bit, bit, 0, 0, 0, 0)) == 0
+
+
+@needs_root
+def test_another_user_with_the_capability(sleeper):
+    """As in a container that runs beside another one: such a user may look, and no more."""
+
+    def look():
+        with_capability_only(way._CAP_SYS_PTRACE)
+        found = processes.require_python(sleeper.pid)
+        assert found.open
+        return refused_by(found)
+
+    sentence = f"Process {sleeper.pid} belongs to user 0; run livepatch as that user or as root."
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(look() != ("user 0", sentence))
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @needs_root
 def test_a_root_without_the_capability(pretender):
     """As in a container."""

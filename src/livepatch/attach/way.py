@@ -47,7 +47,7 @@ def into(process: Process, method: str = AUTO) -> tuple[str, ...]:
 
     `method` insists on one way.
     """
-    if not process.open:
+    if not process.open or not _is_ours_to_change(process.pid):
         short = f"user {process.uid}" if process.uid != os.geteuid() else "not permitted"
         raise NoWay(errno.EACCES, short, closed(process.pid, process.uid))
     fields = status(process.pid)
@@ -70,6 +70,17 @@ def into(process: Process, method: str = AUTO) -> tuple[str, ...]:
     if not found:
         raise refusals[-1]
     return tuple(found)
+
+
+def _is_ours_to_change(pid: int) -> bool:
+    """A user with CAP_SYS_PTRACE may look into the processes of others, but make no files that these would read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb"):
+            return True
+    except PermissionError:
+        return False
+    except OSError:  # it has ended, as will be said
+        return True
 
 
 def _require_interpreter(process: Process) -> None:
