@@ -2,15 +2,17 @@
 client waits for as long as it may, which is longer than any test.
 """
 
+import contextlib
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tests.agent.targets import Target, eventually
 
 from livepatch.attach import client as clients
-from livepatch.attach import stops
+from livepatch.attach import processes, stops, way
 from livepatch.attach.client import Client
 from livepatch.attach.processes import status
 from livepatch.cli.app import run
@@ -157,3 +159,53 @@ def test_who_has_ended_is_not_stopped(target):
     stop(target)
     target.kill()
     assert stops.sentence(target.pid) is None
+
+
+#: What of the control groups there is here can be frozen: a folder, the file, and what is written there for each.
+FREEZERS = {
+    "version 1": ("/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED"),
+    "version 2 beside it": ("/sys/fs/cgroup/unified", "cgroup.freeze", "1", "0"),
+    "version 2": ("/sys/fs/cgroup", "cgroup.freeze", "1", "0"),
+}
+
+
+@contextlib.contextmanager
+def frozen_as(version, pid):
+    """As `docker pause` does it. Gives what lets it go on."""
+    folder, file, freeze, thaw = FREEZERS[version]
+    group, around = Path(folder, f"livepatch-test-{os.getpid()}"), Path(folder, "cgroup.procs")
+    if not os.access(around, os.W_OK):
+        pytest.skip("no such control groups here, or not for us")
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / file).write_text(freeze)
+        eventually(lambda: stops.frozen(pid))
+        try:
+            yield lambda: (group / file).write_text(thaw)
+        finally:
+            (group / file).write_text(thaw)
+            around.write_text(str(pid))
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+@pytest.mark.parametrize("version", FREEZERS)
+def test_a_frozen_container(target, version):
+    """Refused at once, with an agent and without one, and nothing is done when it thaws."""
+    assert not stops.frozen(target.pid)
+    with Target("say('ready'); hear()") as unprepared:
+        unprepared.hear()
+        for pid in (target.pid, unprepared.pid):
+            with frozen_as(version, pid) as thaw:
+                if pid == target.pid:
+                    with pytest.raises(LivepatchError, match=f"^Process {pid} is frozen with its container and"):
+                        Client(pid, timeout=FOREVER)
+                else:
+                    with pytest.raises(way.NoWay, match=f"^Process {pid} is frozen with its container; let it go on"):
+                        way.into(processes.require_python(pid))
+                thaw()
+                eventually(lambda pid=pid: not stops.frozen(pid))
+    with Client(target.pid) as client:
+        assert client.call("list") == []

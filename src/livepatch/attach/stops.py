@@ -1,4 +1,4 @@
-"""Whether a process is stopped, by a signal or by who traces it, so that nobody in it can answer.
+"""Whether a process is stopped, by a signal, by who traces it, or with its container, so that nobody in it can answer.
 
 Seen from outside. One look is not enough: whoever traces system calls, or limits a process's share of the processor,
 stops and lets go all the time. So a process counts as stopped if all of its threads are, and none of them has run
@@ -18,11 +18,43 @@ from .processes import NoAccess, status
 _BETWEEN = 0.1
 #: The states of threads that a signal has stopped, that a tracer has, and that are over.
 _BY_SIGNAL, _BY_TRACER, _OVER = "T", "t", "ZX"
+#: Where the control groups are, and what says of one whether it is frozen, in version 2 (also beside 1) and in 1.
+_FROZEN = (
+    ("", "/sys/fs/cgroup{}/cgroup.events", "frozen 1"),
+    ("", "/sys/fs/cgroup/unified{}/cgroup.events", "frozen 1"),
+    ("freezer", "/sys/fs/cgroup/freezer{}/freezer.state", "FROZEN"),
+)
 _SWITCHES = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+
+
+#: How the sentence about a frozen process begins, and what lets it go on.
+FROZEN = "Process {} is frozen with its container"
+THAW = "`docker unpause`, `podman unpause`, or thaw its control group"
+
+
+def frozen(pid: int) -> bool:
+    """Whether its control group is, as that of a container after `docker pause`; False if that cannot be seen."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as text:
+            groups = [line.rstrip("\n").split(":", 2)[1:] for line in text]
+    except OSError:
+        return False
+    for controllers, group in groups:
+        for controller, place, words in _FROZEN:
+            if controller in controllers.split(","):
+                try:
+                    with open(place.format(group.rstrip("/"))) as text:
+                        if words in text.read().splitlines():
+                            return True
+                except OSError:
+                    pass
+    return False
 
 
 def sentence(pid: int) -> str | None:
     """That it is stopped and what lets it go on; None if it runs, or is no more."""
+    if frozen(pid):
+        return f"{FROZEN.format(pid)} and does not answer; let it go on ({THAW})."
     before = _stand(pid)
     if before is None:
         return None

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from . import mark, seccomp
 from .processes import NoAccess, Process, closed, status
-from .stops import tracer
+from .stops import FROZEN, THAW, frozen, tracer
 
 AUTO, REMOTE_EXEC, PENDING_CALL = METHODS = ("auto", "remote_exec", "pending_call")
 
@@ -150,6 +150,8 @@ def _require_running(process: Process, fields: dict[str, str]) -> None:
             f"The main thread of process {pid}, which would have to let livepatch in, has ended while others go on;"
             f" {_PREPARE}.",
         )
+    if frozen(pid):
+        raise NoWay(errno.EAGAIN, "frozen", f"{FROZEN.format(pid)}; let it go on ({THAW}) and try again.")
     if state == "T":
         raise NoWay(
             errno.EAGAIN, "stopped", f"Process {pid} is stopped; let it go on with `kill -CONT {pid}` and try again."
