@@ -1,4 +1,4 @@
-"""What an executable says of itself, with the facts of the real ones: which section, what it begins with, which symbols.
+"""What an executable says of itself, with the facts of the real ones: the section, what it begins with, the symbols.
 
 The programs here are `sleep` with a section table appended, which nobody but us reads.
 """
@@ -69,7 +69,9 @@ def started(tmp_path):
         path.write_bytes(content)
         path.chmod(0o755)
         running.append(subprocess.Popen([path, *(arguments or ["1000"])]))
-        eventually(lambda: Path(f"/proc/{running[-1].pid}/cmdline").read_bytes().startswith(bytes(path)))  # all is mapped
+        eventually(
+            lambda: Path(f"/proc/{running[-1].pid}/cmdline").read_bytes().startswith(bytes(path))
+        )  # all is mapped
         return running[-1].pid
 
     yield start
@@ -135,9 +137,9 @@ def test_a_broken_file_says_nothing(tmp_path):
     for _ in range(300):
         broken = bytearray(whole[: chance.choice((len(whole), chance.randrange(len(whole))))])
         for _ in range(chance.randrange(20)):
-            broken[chance.choice((chance.randrange(64), chance.randrange(len(whole) - 600, len(whole)))) % len(broken)] = (
-                chance.randrange(256)
-            )
+            broken[
+                chance.choice((chance.randrange(64), chance.randrange(len(whole) - 600, len(whole)))) % len(broken)
+            ] = chance.randrange(256)
         path.write_bytes(broken)
         with path.open("rb") as file:
             assert isinstance(program._read(file.fileno()), program.Program)
@@ -158,7 +160,9 @@ def test_a_real_one_under_another_name(started, tmp_path):
     for path, python in with_an_interpreter_inside():
         script = tmp_path / "script.py"
         script.write_text("import time\nwhile True: time.sleep(0.01)\n")
-        prefix = subprocess.run([path, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
+        prefix = subprocess.run(
+            [path, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True
+        )
         os.environ["PYTHONHOME"] = prefix.stdout.strip()
         try:
             pid = started(Path(path).read_bytes(), f"service-{python}", "-S", str(script))

@@ -221,7 +221,9 @@ def test_a_packed_program_lacks_what_it_does_not_use(monkeypatch):
     with running(BUSY) as target:
         symbol, sentence = refused(target.pid, timeout=60)
         assert symbol == "ENOEXEC"
-        assert sentence.startswith(f"Process {target.pid} lacks a part of the standard library that the agent needs (No")
+        assert sentence.startswith(
+            f"Process {target.pid} lacks a part of the standard library that the agent needs (No"
+        )
         assert "PyInstaller: --hidden-import livepatch" in sentence
         assert files_of(target.pid) == []
 

@@ -3,8 +3,8 @@
 Whether it is a Python is told by what it has mapped: an executable called `python3.X`, a `libpython3.X`,
 or an extension module built for one; and first of all by the executable itself (`program.py`). That finds interpreters
 that are embedded in another program too, and it is not fooled by programs that merely mention Python on their command
-line. The exact version is for the agent to say. Pythons that livepatch cannot serve (2.7, PyPy) are found as well: whoever looks for
-one shall be told why not.
+line. The exact version is for the agent to say. Pythons that livepatch cannot serve (2.7, PyPy) are found as well:
+whoever looks for one shall be told why not.
 
 Another user's process shows the caller nothing but its command line. That is good enough to list it, and
 for nothing else.

@@ -7,7 +7,8 @@ one is installed as `python3.13t` and, the same file, as `python3.13`. And musl'
 The interpreter keeps what debuggers need in a section of its own, `.PyRuntime` (3.10 and newer). Since 3.13 that begins
 with the version and whether there is a GIL; before, the version is in the symbol `Py_Version` (3.11 and newer).
 
-The file may be anybody's, and root reads it: nothing in it is believed to be in order, and no table is read without end.
+The file may be anybody's, and root reads it: nothing in it is believed to be in order, and no
+table is read without end.
 """
 
 from __future__ import annotations
@@ -101,31 +102,31 @@ def _python(file: int, header: bytes) -> str | None:
     if not sections:
         return None
     text = _bytes(file, sections[names].offset, sections[names].size)
-    runtime = next((one for one in sections if text[one.name :].startswith(b".PyRuntime\0")), None)
+    runtime = next((one for one in sections if text.startswith(b".PyRuntime\0", one.name)), None)
     if runtime is None:
         return None
     cookie, number, free_threaded = struct.unpack("<8sQQ", _bytes(file, runtime.offset, 24))
     if cookie == b"xdebugpy":
-        return _version(number) + "t" * (free_threaded == 1)
+        return _version(number) + ("t" if free_threaded else "")
     return _from_symbols(file, sections)
 
 
 def _from_symbols(file: int, sections: list[_Section]) -> str | None:
     found = False
-    for section in sections:
-        if section.kind not in (_SHT_SYMTAB, _SHT_DYNSYM):
-            continue
+    tables = [section for section in sections if section.kind in (_SHT_SYMTAB, _SHT_DYNSYM)]
+    for section in tables[:2]:  # a program has one of each
         strings = sections[section.link]
         text = _bytes(file, strings.offset, strings.size)
         table = _bytes(file, section.offset, section.size)
         for name, _info, _other, where, value, _size in struct.iter_unpack("<IBBHQQ", table[: len(table) // 24 * 24]):
             if where and text.startswith(b"Py_Version\0", name):
                 holder = sections[where]
-                return _version(*struct.unpack("<Q", _bytes(file, value - holder.address + holder.offset, 8)))
+                (number,) = struct.unpack("<Q", _bytes(file, value - holder.address + holder.offset, 8))
+                return _version(number)
             found = found or text.startswith(b"Py_GetVersion\0", name)
     return "3.10" if found else None  # which has the section, and not that symbol
 
 
 def _version(number: int) -> str:
-    """That of a number like `sys.hexversion`."""
+    """That of a number of the form 0x030D00F0."""
     return f"{number >> 24 & 0xFF}.{number >> 16 & 0xFF}"
