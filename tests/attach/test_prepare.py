@@ -116,6 +116,19 @@ def test_an_older_python_runs_unharmed(python, tmp_path):
     assert done.stderr == ""
 
 
+def test_a_free_threaded_python_runs_unharmed():
+    program = """
+import runpy, sys
+sys.abiflags = "t"
+try: runpy.run_path(sys.argv[1])
+except ImportError: pass  # there is no other
+print([name for name in sys.modules if name.startswith("livepatch")])
+"""
+    plain = [sys.executable, "-I", "-S", "-c", program, f"{prepare.SITE}/sitecustomize.py"]
+    done = subprocess.run(plain, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_the_environment_is_prepared_once():
     once = prepare.environment({"A": "1"})
     assert once == {"A": "1", "PYTHONPATH": prepare.SITE}

@@ -318,6 +318,18 @@ def test_an_agent_that_does_not_start_says_why(monkeypatch):
         entry.attach(target.pid).close()  # and it can be tried again
 
 
+def test_a_packed_program_lacks_what_it_does_not_use(monkeypatch):
+    monkeypatch.setattr(bundle, "_SCRIPT", bundle._SCRIPT.replace('names["arrive"]', "import no_such_module; "))
+    with running(BUSY) as target:
+        symbol, sentence = refused(target.pid, timeout=60)
+        assert symbol == "ENOEXEC"
+        assert sentence.startswith(
+            f"Process {target.pid} lacks a part of the standard library that the agent needs (No"
+        )
+        assert "PyInstaller: --hidden-import livepatch" in sentence
+        assert files_of(target.pid) == []
+
+
 def test_one_that_ends_meanwhile(method, monkeypatch):
     with running("say('ready'); hear()") as target:
         original = Injector.__init__

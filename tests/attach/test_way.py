@@ -1,7 +1,7 @@
 """Which way leads into a process, told from outside: every refusal with a real process that has the reason.
 
 What is not to be had everywhere (an old Python, one without the GIL, PyPy) is played by a program that does nothing but
-sleep, under the name of that interpreter: a name among what is mapped is all that one sees from outside.
+sleep, under the name of that interpreter: its executable says nothing of itself (`test_program.py`), so the name tells.
 """
 
 import ctypes

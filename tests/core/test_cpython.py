@@ -29,6 +29,12 @@ def test_version():
     assert cpython.unsupported() is None
 
 
+def test_a_free_threaded_build_is_not_served_with_its_gil_either(monkeypatch):
+    """There a load does not find the functions of a module."""
+    monkeypatch.setattr(sys, "abiflags", "t", raising=False)
+    assert "free-threaded" in cpython.unsupported()
+
+
 def test_locals_are_a_view():
     """What was read of a frame's variables must not live on in the frame."""
 

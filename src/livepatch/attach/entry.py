@@ -164,7 +164,7 @@ def _await_agent(
                     return Client(process.pid, timeout=max(left, _ARRIVES))  # it is there, and may be slow to answer
             failure = files.read(files.failure)
             if failure:
-                raise LivepatchError(errno.ENOEXEC, f"The agent did not start in process {process.pid}: {failure}")
+                raise LivepatchError(errno.ENOEXEC, _failed(process, failure))
             try:
                 if injector is not None and refusal is None:
                     injector.done()
@@ -189,6 +189,15 @@ def _ask(process: Process, files: Files, only_way: bool) -> bool:
             raise
         return False
     return True
+
+
+def _failed(process: Process, failure: str) -> str:
+    if failure.startswith("No module named "):  # a packed program has only what it uses itself
+        return (
+            f"Process {process.pid} lacks a part of the standard library that the agent needs ({failure}); pack the"
+            " program with livepatch in it (PyInstaller: --hidden-import livepatch), or run it with a whole Python."
+        )
+    return f"The agent did not start in process {process.pid}: {failure}"
 
 
 def _busy(process: Process, timeout: float) -> str:

@@ -1,10 +1,10 @@
 """What a process is, from outside: read from `/proc`, without touching it.
 
 Whether it is a Python is told by what it has mapped: an executable called `python3.X`, a `libpython3.X`,
-or an extension module built for one. That finds interpreters that are embedded in another program too,
-and it is not fooled by programs that merely mention Python on their command line. The exact version is
-for the agent to say. Pythons that livepatch cannot serve (2.7, PyPy) are found as well: whoever looks for
-one shall be told why not.
+or an extension module built for one; and first of all by the executable itself (`program.py`). That finds interpreters
+that are embedded in another program too, and it is not fooled by programs that merely mention Python on their command
+line. The exact version is for the agent to say. Pythons that livepatch cannot serve (2.7, PyPy) are found as well:
+whoever looks for one shall be told why not.
 
 Another user's process shows the caller nothing but its command line. That is good enough to list it, and
 for nothing else.
@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 
 from livepatch.agent import places
 from livepatch.core.model import LivepatchError
+
+from . import program
 
 # After the version: t free-threaded; d, m and u are other ways to build it, which do not matter here.
 _PYTHON = re.compile(rb"/(?:lib)?python([23]\.\d+)(t?)[dmu]*(?:\.so[.\d]*)?$")
@@ -160,7 +162,9 @@ def examine(pid: int) -> Process:
         raise _ended(pid, fields)
     inner_pid = int(fields.get("NSpid", str(pid)).split()[-1])
     executable = executable.removesuffix(" (deleted)")
-    return Process(pid, inner_pid, uid, executable, command_of(pid), _python_version(maps), bool(_MUSL.search(maps)))
+    own = program.of(thread) if maps else program.Program()
+    python = own.python or _python_version(maps)
+    return Process(pid, inner_pid, uid, executable, command_of(pid), python, own.musl or bool(_MUSL.search(maps)))
 
 
 def closed(pid: int, uid: int) -> str:
@@ -268,14 +272,19 @@ def _guess(pid: int) -> Process | None:
 
 
 def _python_version(maps: bytes) -> str | None:
-    for line in maps.splitlines():
-        path = b"/" + line.removesuffix(b" (deleted)").partition(b"/")[2]
-        if found := _PYTHON.search(path):
-            return (found[1] + found[2]).decode()
-        if found := _EXTENSION.search(path):
-            return f"3.{int(found[1])}{found[2].decode()}"
-        if found := _PYPY.search(path):
-            return f"PyPy {(found[1] or b'?').decode()}"
+    """By names: the first that tells, but a free-threaded one has a second name for its executable, without the t."""
+    names = [name for line in maps.splitlines() if (name := _named(line))]
+    return next((name for name in names if name.endswith("t")), names[0] if names else None)
+
+
+def _named(line: bytes) -> str | None:
+    path = b"/" + line.removesuffix(b" (deleted)").partition(b"/")[2]
+    if found := _PYTHON.search(path):
+        return (found[1] + found[2]).decode()
+    if found := _EXTENSION.search(path):
+        return f"3.{int(found[1])}{found[2].decode()}"
+    if found := _PYPY.search(path):
+        return f"PyPy {(found[1] or b'?').decode()}"
     return None
 
 

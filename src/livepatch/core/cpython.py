@@ -51,8 +51,8 @@ def unsupported() -> str | None:
         return f"livepatch needs CPython, and this is {sys.implementation.name}."
     if VERSION < (3, 11):
         return "livepatch needs CPython 3.11 or newer."
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return "livepatch does not support a free-threaded interpreter; run it with the GIL enabled."
+    if "t" in getattr(sys, "abiflags", ""):  # of the build: also where its GIL is switched on
+        return "livepatch does not support a free-threaded Python; run the program with the build that has the GIL."
     return None
 
 

@@ -10,9 +10,10 @@ The interpreter imports `sitecustomize` before the program, finds this one first
   fails as it would have failed.
 
 Every Python that the command happens to start reads this file, 2.7 too: hence the old syntax. One that
-livepatch does not support runs on as if nothing had been here (`sys.exception` came with 3.11). Whatever
-else goes wrong with the agent is one line on stderr and never the program's problem; unless strict mode says that
-it must not start because of a patch that is installed (`livepatch/agent/startup.py`).
+livepatch does not support runs on as if nothing had been here (`sys.exception` came with 3.11; a free-threaded one has
+a t among its `sys.abiflags`). Whatever else goes wrong with the agent is one line on stderr and never the program's
+problem; unless strict mode says that it must not start because of a patch that is installed
+(`livepatch/agent/startup.py`).
 """
 
 # mypy: ignore-errors
@@ -38,7 +39,7 @@ def _start_agent():  # type: () -> None
     livepatch.start_agent()
 
 
-if hasattr(sys, "exception") and sys.implementation.name == "cpython":
+if hasattr(sys, "exception") and sys.implementation.name == "cpython" and "t" not in sys.abiflags:
     try:
         _start_agent()
     except Exception as _error:
