@@ -318,11 +318,13 @@ def test_a_module_of_the_programs_that_has_the_name_of_one_that_is_needed(tmp_pa
         hear()
     """
     with running(script, PLAIN) as target:
-        with entry.attach(target.pid) as client:
-            for _ in range(2):
-                with pytest.raises(LivepatchError, match="The agent failed with ImportError: our own ast"):
-                    client.send_file("load", patch)
+        for _ in range(2):  # newer Pythons need it for the agent itself, others for a load
+            with (
+                pytest.raises(LivepatchError, match=r"The agent .*: our own ast"),
+                entry.attach(target.pid) as client,
+            ):
                 assert client.call("list") == []
+                client.send_file("load", patch)
         target.say()
         assert target.hear() == "fine"
 

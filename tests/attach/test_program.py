@@ -147,9 +147,9 @@ def test_a_broken_file_says_nothing(tmp_path):
 
 def with_an_interpreter_inside():
     """Real Pythons that need no libpython, as Debian's."""
-    for name in (getattr(sys, "_base_executable", sys.executable), "/usr/bin/python3"):
-        if os.path.exists(name):
-            path = os.path.realpath(name)
+    names = getattr(sys, "_base_executable", sys.executable), "/usr/bin/python3"
+    for path in {os.path.realpath(name) for name in names}:
+        if os.path.exists(path):
             with open(path, "rb") as file:
                 if (found := program._read(file.fileno()).python) and not found.endswith("t"):
                     yield path, found
