@@ -216,8 +216,11 @@ hear()
 
 
 #: The import of one module of the standard library takes long, and meanwhile the program forks.
+#: Without warnings: 3.12 warns of a fork beside threads while it still has the import lock, and the first to be shown
+#: imports linecache, which another thread is just importing here: these wait for each other for ever, without us, too.
 FORKS = """
-import importlib.abc, os, signal, threading, time
+import importlib.abc, os, signal, threading, time, warnings
+warnings.simplefilter("ignore")
 began = threading.Event()
 class Slow(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
